@@ -1,0 +1,20 @@
+"""How the clients' searches become one: `merge(state, updates) -> state`, one rule a file.
+
+Everything here is pure: no clock, no input or output, no randomness, and the order in which updates
+arrive does not matter.
+"""
+
+from fedbpt_api.aggregate.fedavg import FedAvg
+from fedbpt_api.aggregate.fedbpt import FedBPT, SigmaRule
+from fedbpt_api.aggregate.state import Aggregator, GlobalState, Update, UpdateError, check_updates
+
+__all__ = [
+    "Aggregator",
+    "FedAvg",
+    "FedBPT",
+    "GlobalState",
+    "SigmaRule",
+    "Update",
+    "UpdateError",
+    "check_updates",
+]

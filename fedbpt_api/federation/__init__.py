@@ -1,0 +1,1 @@
+"""The federation: what a client answers, the messages that travel, and the in-process runtime."""

@@ -1,0 +1,231 @@
+"""One party: its private texts, its scorer, and what it answers. Only numbers over many texts leave it.
+
+What is sent: sums of word probabilities, the messages of the verbalizer's fit, an `Update` after a
+local search, and for a prompt the sum of losses and the number of correct texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedbpt_api.aggregate import Update
+from fedbpt_api.federation.messages import Broadcast
+from fedbpt_api.prompts.codebook import distinct_share
+from fedbpt_api.prompts.space import Ids, PromptSpace
+from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.scoring.budget import BudgetSpent
+from fedbpt_api.scoring.encode import EncodedSet, EncodedText
+from fedbpt_api.scoring.losses import Loss
+from fedbpt_api.scoring.scorer import Scorer
+from fedbpt_api.search import cma_es
+from fedbpt_api.verbalizer import ClientFit, Verbalizer, word_sums
+
+_TOP = 100  # words of a text's list that enter the word list
+_PURPOSE_SEARCH, _PURPOSE_BATCH, _PURPOSE_PERTURB = 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a client searches in a round; the same for every client.
+
+    Attributes:
+        population: Candidates of a generation, lambda.
+        iterations: Generations, I.
+        minibatch: Training texts a generation is scored on; all where None.
+        loss: What is minimised.
+        perturb: Rate of equation 7; 0 is off.
+        vocabulary: Token ids that may replace a text's (for equation 7).
+    """
+
+    population: int
+    iterations: int
+    minibatch: int | None
+    loss: Loss
+    perturb: float = 0.0
+    vocabulary: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The prompt that the search's verbalizer was fitted for; candidates are compared with it."""
+
+    prompt: Ids
+    verbalizer: Verbalizer
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums over a client's texts for one prompt."""
+
+    n: int = 0
+    loss: float = 0.0
+    correct: int = 0
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / self.n if self.n else float("nan")
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.n if self.n else float("nan")
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.n + other.n, self.loss + other.loss, self.correct + other.correct)
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What a local search gives: the update for the server, and facts for the progress display."""
+
+    update: Update
+    best: Floats
+    distinct: float
+    spent: bool
+
+
+class Client:
+    """A party with its texts as token ids.
+
+    Args:
+        name: Its name.
+        key: Its number, part of the key of its random generators.
+        seed: The run's seed.
+        scorer: Its scorer, with its own budget.
+        train: Training texts.
+        dev: Development texts; may be empty.
+    """
+
+    def __init__(
+        self, name: str, key: int, seed: int, scorer: Scorer, train: EncodedSet, dev: EncodedSet
+    ) -> None:
+        self.name = name
+        self.scorer = scorer
+        self._key = key
+        self._seed = seed
+        self._train = train
+        self._dev = dev
+
+    @property
+    def n_train(self) -> int:
+        return len(self._train)
+
+    @property
+    def n_dev(self) -> int:
+        return len(self._dev)
+
+    async def word_sums(self, prompt: Ids) -> tuple[tuple[int, float], ...]:
+        """At most 500 (token, summed probability) pairs over the training texts."""
+        return word_sums(await self.scorer.top_words(prompt, self._train.texts, _TOP))
+
+    async def fit(self, prompt: Ids, groups: Sequence[Sequence[int]], *, with_dev: bool = False) -> ClientFit:
+        """This client's side of a verbalizer's fit for `prompt`: answers messages, scores nothing more."""
+        texts, labels = self._train.texts, self._train.labels
+        if with_dev:
+            texts, labels = texts + self._dev.texts, np.concatenate([labels, self._dev.labels])
+        logprobs = await self.scorer.score(prompt, texts)
+        return ClientFit(self.name, logprobs, labels, groups, seed=(self._seed, self._key))
+
+    async def evaluate(self, prompt: Ids, verbalizer: Verbalizer) -> Sums:
+        """Cross-entropy and correct answers on the development texts."""
+        if not self.n_dev:
+            return Sums()
+        logprobs = await self.scorer.score(prompt, self._dev.texts)
+        losses = verbalizer.losses(logprobs, self._dev.labels)
+        right = verbalizer.logits(logprobs).argmax(axis=1) == self._dev.labels
+        return Sums(self.n_dev, float(losses.sum()), int(right.sum()))
+
+    async def search(self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference) -> Searched:
+        """A local search from the server's mean and step size (FedBPT, section 3, step 2).
+
+        Ends early, with what it has, where its budget ends.
+        """
+        key = (self._seed, broadcast.round, self._key)
+        state = cma_es.start(broadcast.mean, broadcast.sigma, (*key, _PURPOSE_SEARCH), plan.population)
+        before = self.scorer.budget.spent.scored
+        prompts: list[Ids] = []
+        best, best_loss, spent = np.array(broadcast.mean), np.inf, False
+        perturbed = self._perturbed(plan, key)
+        for iteration in range(plan.iterations):
+            batch = self._batch(plan, (*key, iteration))
+            losses: list[float] = []
+            for z in cma_es.ask(state):
+                prompts.append(space.decode(z))
+                try:
+                    losses.append(await self._loss(prompts[-1], batch, perturbed, plan, reference))
+                except BudgetSpent:
+                    spent = True
+                    break
+                if losses[-1] < best_loss:
+                    best, best_loss = z, losses[-1]
+            state = cma_es.tell(state, losses)
+            if spent:
+                break
+        mean, _ = cma_es.center(state)
+        loss = best_loss
+        if not spent:
+            try:
+                batch = self._batch(plan, (*key, plan.iterations))
+                loss = await self._loss(space.decode(mean), batch, perturbed, plan, reference)
+            except BudgetSpent:
+                spent = True
+        update = Update(
+            client=self.name,
+            round=broadcast.round,
+            mean=mean,
+            loss=loss if np.isfinite(loss) else 1e6,
+            step_sizes=cma_es.step_sizes(state),
+            population=plan.population,
+            n=self.n_train,
+            scored=self.scorer.budget.spent.scored - before,
+        )
+        return Searched(update, best, distinct_share(prompts), spent)
+
+    async def _loss(
+        self,
+        prompt: Ids,
+        batch: Sequence[int],
+        perturbed: tuple[EncodedText, ...] | None,
+        plan: Plan,
+        reference: Reference,
+    ) -> float:
+        """The search's fitness of a prompt: mean loss, or FedBPT's equation 7 (mean of ratios)."""
+        texts = [self._train.texts[i] for i in batch]
+        losses = await self._losses(prompt, texts, batch, plan, reference)
+        if perturbed is None:
+            return float(losses.mean())
+        clouded = await self._losses(prompt, [perturbed[i] for i in batch], batch, plan, reference)
+        return float((losses / np.maximum(clouded, 1e-6)).mean())
+
+    async def _losses(
+        self, prompt: Ids, texts: Sequence[EncodedText], batch: Sequence[int], plan: Plan, reference: Reference
+    ) -> Floats:
+        """Losses of texts under the reference's verbalizer, after moving their mean to the reference's.
+
+        A prompt shifts all log-probabilities by about the same amount; the shift is what a refitted
+        verbalizer would take out, so it is taken out here: rows - mean(rows) + mean(reference rows).
+        With label words alone nothing is refitted, and the plain loss stands. The shift also keeps a client with one label from being rewarded for a prompt that always says it.
+        """
+        rows = await self.scorer.score(prompt, texts)
+        labels = self._train.labels[list(batch)]
+        if reference.verbalizer.kind == "words":
+            return plan.loss(reference.verbalizer.logits(rows), labels)
+        anchor = await self.scorer.score(reference.prompt, [self._train.texts[i] for i in batch])
+        aligned = rows - rows.mean(axis=0) + anchor.mean(axis=0)
+        return plan.loss(reference.verbalizer.logits(aligned), labels)
+
+    def _batch(self, plan: Plan, key: tuple[int, ...]) -> list[int]:
+        """Training texts of a generation: the same for all its candidates, drawn anew each time."""
+        if plan.minibatch is None or plan.minibatch >= self.n_train:
+            return list(range(self.n_train))
+        rng = np.random.default_rng((*key, _PURPOSE_BATCH))
+        return sorted(int(i) for i in rng.choice(self.n_train, plan.minibatch, replace=False))
+
+    def _perturbed(self, plan: Plan, key: tuple[int, ...]) -> tuple[EncodedText, ...] | None:
+        """Equation 7's garbled texts, redrawn every round."""
+        if not plan.perturb:
+            return None
+        rng = np.random.default_rng((*key, _PURPOSE_PERTURB))
+        return tuple(t.perturbed(plan.perturb, plan.vocabulary, rng) for t in self._train.texts)

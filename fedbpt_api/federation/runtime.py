@@ -1,0 +1,156 @@
+"""The in-process federation: clients are async tasks; a round waits for them, within a deadline.
+
+A client that fails or is late is left out of the round and named. The round goes on while a quorum
+answers. Updates are sorted by client before they are used, so the order of arrival does not matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from fedbpt_api.aggregate import Aggregator, GlobalState, UpdateError, check_updates
+from fedbpt_api.errors import FedbptError, QuorumError
+from fedbpt_api.federation.client import Client, Plan, Reference, Searched
+from fedbpt_api.federation.messages import decode_state, decode_update, encode_state, encode_update
+from fedbpt_api.prompts.space import PromptSpace
+from fedbpt_api.scoring.budget import BudgetSpent
+from fedbpt_api.scoring.scorer import Stopped
+
+R = TypeVar("R")
+_PURPOSE_SAMPLE = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Who takes part in a round and how long it may take.
+
+    Attributes:
+        participation: Share of the clients that are asked.
+        quorum: Share of the asked clients that must answer.
+        timeout: Seconds after which a client is left out; None waits.
+    """
+
+    participation: float = 1.0
+    quorum: float = 0.5
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answers(Generic[R]):
+    """What came back: answers by client name, and why the others are missing."""
+
+    got: dict[str, R] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One merged round."""
+
+    state: GlobalState
+    searched: dict[str, Searched]
+    missing: dict[str, str]
+    bytes_up: int
+    bytes_down: int
+
+    @property
+    def spent(self) -> bool:
+        """Whether some client's budget ended in this round."""
+        return any(s.spent for s in self.searched.values())
+
+
+async def ask_all(
+    clients: Sequence[Client], question: Callable[[Client], Awaitable[R]], timeout: float | None = None
+) -> Answers[R]:
+    """Put one question to all clients at the same time; failures and delays are answers too.
+
+    Raises:
+        BudgetSpent, Stopped: When they end the question at any client (after all have ended).
+    """
+
+    async def one(client: Client) -> R:
+        async with asyncio.timeout(timeout):
+            return await question(client)
+
+    results = await asyncio.gather(*(one(c) for c in clients), return_exceptions=True)
+    answers: Answers[R] = Answers()
+    for client, result in zip(clients, results, strict=True):
+        if isinstance(result, BudgetSpent | Stopped | asyncio.CancelledError):
+            raise result
+        if isinstance(result, TimeoutError):
+            answers.missing[client.name] = f"no answer within {timeout:g} s"
+        elif isinstance(result, FedbptError):
+            answers.missing[client.name] = result.message
+        elif isinstance(result, BaseException):
+            raise result
+        else:
+            answers.got[client.name] = result
+    return answers
+
+
+def need_quorum(answers: Answers[R], asked: int, quorum: float) -> None:
+    """Raise QuorumError where fewer than `quorum` of the asked clients answered."""
+    if len(answers.got) >= max(1, math.ceil(quorum * asked - 1e-9)):
+        return
+    why = "; ".join(f"{name}: {reason}" for name, reason in sorted(answers.missing.items()))
+    raise QuorumError(
+        f"only {len(answers.got)} of {asked} clients answered ({why})",
+        "see what the clients say, then start again; lower federation.quorum to go on with fewer",
+    )
+
+
+def sample(clients: Sequence[Client], participation: float, seed: int, round_number: int) -> list[Client]:
+    """The clients that are asked in a round, drawn anew each round."""
+    count = max(1, round(participation * len(clients)))
+    if count == len(clients):
+        return list(clients)
+    rng = np.random.default_rng((seed, round_number, _PURPOSE_SAMPLE))
+    chosen = rng.choice(len(clients), count, replace=False)
+    return [clients[i] for i in sorted(chosen)]
+
+
+async def search_round(
+    clients: Sequence[Client],
+    state: GlobalState,
+    aggregator: Aggregator,
+    space: PromptSpace,
+    plan: Plan,
+    reference: Reference,
+    rules: Rules,
+) -> Round:
+    """One FedBPT round: broadcast, local searches side by side, merge.
+
+    Messages are encoded and decoded in process too, so the server works with what would arrive.
+
+    Raises:
+        QuorumError: Too few clients answered.
+    """
+    down = encode_state(state)
+
+    async def search(client: Client) -> tuple[Searched, bytes]:
+        searched = await client.search(decode_state(down), space, plan, reference)
+        return searched, encode_update(searched.update)
+
+    answers = await ask_all(clients, search, rules.timeout)
+    updates, missing = [], dict(answers.missing)
+    for name, (searched, up) in answers.got.items():
+        update = decode_update(up)
+        try:
+            check_updates(state, [update])
+        except UpdateError as error:
+            missing[name] = error.message
+            continue
+        if searched.update.scored or not searched.spent:
+            updates.append(update)
+    need_quorum(Answers({u.client: u for u in updates} or {n: 0 for n in answers.got}, missing), len(clients), rules.quorum)
+    merged = aggregator.merge(state, updates) if updates else state
+    ups = [len(up) for _, up in answers.got.values()]
+    return Round(
+        merged, {name: s for name, (s, _) in answers.got.items()}, missing, max(ups, default=0), len(down)
+    )

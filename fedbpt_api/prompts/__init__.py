@@ -1,0 +1,1 @@
+"""Prompt spaces (maps from vectors to prompts) and the tuned prompt as a file."""

@@ -1,0 +1,119 @@
+"""The tuned prompt as one readable JSON file: all that `predict` and `eval` need, and nothing private."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from fedbpt_api.errors import RunFolderError
+from fedbpt_api.prompts.space import Ids
+from fedbpt_api.task import LabelWords, Template
+from fedbpt_api.verbalizer import Verbalizer
+
+FORMAT = 1
+_LIMIT = 4_000_000  # bytes; the largest honest file (128 words, 20 labels) is a twentieth of that
+
+
+@dataclass(frozen=True, slots=True)
+class TunedPrompt:
+    """A prompt with everything that gives its scores a meaning.
+
+    Attributes:
+        text: The prompt as text.
+        ids: The prompt as token ids of `model`.
+        template: Where text and prompt stand.
+        label_words: Labels and their words.
+        word_texts: The T named tokens as text, label words first.
+        verbalizer: From their log-probabilities to label probabilities.
+        model: Kind, name and fingerprint of the backend it was tuned on.
+        space: Identity of the prompt space (codebook, positions), or empty for a prompt given by hand.
+        scores: What it reached, such as {"dev_loss": 0.71, "dev_accuracy": 0.7}.
+    """
+
+    text: str
+    ids: Ids
+    template: Template
+    label_words: LabelWords
+    word_texts: tuple[str, ...]
+    verbalizer: Verbalizer
+    model: Mapping[str, str]
+    space: Mapping[str, object]
+    scores: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "prompt": {"text": self.text, "ids": list(self.ids)},
+            "template": self.template.source,
+            "labels": dict(zip(self.label_words.labels, map(list, self.label_words.words), strict=True)),
+            "scores": dict(self.scores),
+            "model": dict(self.model),
+            "space": dict(self.space),
+            "words": list(self.word_texts),
+            "verbalizer": self.verbalizer.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TunedPrompt:
+        """Raises RunFolderError where `data` is not such a file's content."""
+        if data.get("format") != FORMAT:
+            raise RunFolderError(
+                f"this prompt file has format {data.get('format')!r}, this version reads {FORMAT}",
+                "use the version of fedbpt_api that wrote it",
+            )
+        try:
+            labels = data["labels"]
+            return cls(
+                text=str(data["prompt"]["text"]),
+                ids=tuple(int(i) for i in data["prompt"]["ids"]),
+                template=Template(str(data["template"])),
+                label_words=LabelWords(tuple(labels), tuple(tuple(map(str, w)) for w in labels.values())),
+                word_texts=tuple(map(str, data["words"])),
+                verbalizer=Verbalizer.from_dict(data["verbalizer"]),
+                model={str(k): str(v) for k, v in data["model"].items()},
+                space=dict(data["space"]),
+                scores={str(k): float(v) for k, v in data["scores"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunFolderError(
+                f"the prompt file is damaged: {type(error).__name__} {error}", "copy it again from its source"
+            ) from error
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path | str) -> TunedPrompt:
+        """Read a prompt file, or the one in a run folder."""
+        path = Path(path)
+        return cls.from_dict(read_json(path / "prompt.json" if path.is_dir() else path, _LIMIT))
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write indented JSON to `path` atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    temporary.replace(path)
+
+
+def read_json(path: Path, limit: int) -> Any:
+    """Read JSON of at most `limit` bytes.
+
+    Raises:
+        RunFolderError: No such file, too large, or not JSON.
+    """
+    try:
+        if path.stat().st_size > limit:
+            raise RunFolderError(f"{path} has more than {limit} bytes", "it was not written by fedbpt_api")
+        return orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RunFolderError(f"{path} does not exist", "is this a run folder, and did the run get that far?") from None
+    except orjson.JSONDecodeError as error:
+        raise RunFolderError(f"{path} is not valid JSON: {error}", "copy it again from its source") from error
+
+

@@ -1,0 +1,1 @@
+"""Everything around a run: its settings, its folder, what it found and the report that is sent to others."""

@@ -1,0 +1,181 @@
+"""Opening a run: backends, token ids of all texts, clients with their budgets; checks before any cost."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+
+from fedbpt_api.errors import ConfigError
+from fedbpt_api.federation.client import Client
+from fedbpt_api.prompts.space import Ids
+from fedbpt_api.prompts.tuned import TunedPrompt
+from fedbpt_api.run.config import BackendSettings, BudgetSettings, Settings
+from fedbpt_api.run.events import Started
+from fedbpt_api.scoring.backend import Backend, BackendInfo
+from fedbpt_api.scoring.budget import Budget, Limits
+from fedbpt_api.scoring.encode import EncodedSet, Encoder, label_tokens
+from fedbpt_api.scoring.registry import open_backend
+from fedbpt_api.scoring.scorer import Scorer
+from fedbpt_api.task import Task, validate
+from fedbpt_api.verbalizer import Verbalizer
+
+_ROOM = 48  # tokens that a prompt may add to the longest starting prompt
+
+
+@dataclass
+class Parties:
+    """All that a run holds open."""
+
+    backend: Backend
+    task: Task
+    label_tokens: Ids
+    groups: tuple[Ids, ...]
+    budget: Budget
+    clients: list[Client]
+    backends: list[Backend]
+    encoders: dict[str, Encoder]
+    stopping: Callable[[], bool]
+    warnings: list[str]
+    start_ids: Ids = ()
+    word_texts: dict[int, str] = field(default_factory=dict)
+    tests: dict[str, Budget] = field(default_factory=dict)
+
+    @property
+    def info(self) -> BackendInfo:
+        return self.backend.info
+
+    def started(self, limit: int | None) -> Started:
+        texts = {c.name: (c.n_train, c.n_dev) for c in self.clients}
+        return Started(tuple(texts), texts, self.info.model, limit)
+
+    def spent(self) -> dict[str, dict[str, int | float]]:
+        """What each client spent on the search and, apart, on the test."""
+        table: dict[str, dict[str, int | float]] = {}
+        for client in self.clients:
+            budget = client.scorer.budget
+            table[client.name] = {
+                "scored": budget.spent.scored,
+                "duplicates": budget.duplicates,
+                "prompt_tokens": budget.spent.prompt_tokens,
+                "cached_tokens": budget.spent.cached_tokens,
+                "requests": budget.spent.requests,
+            }
+            if test := self.tests.get(client.name):
+                table[client.name] |= {
+                    "test_scored": test.spent.scored,
+                    "test_prompt_tokens": test.spent.prompt_tokens,
+                }
+        return table
+
+    async def name_words(self) -> None:
+        """Remember the text of every named word, for the artefact."""
+        for token in self.clients[0].scorer.words:
+            self.word_texts[token] = await self.backend.detokenize([token])
+
+    def artefact(
+        self,
+        ids: Ids,
+        text: str,
+        verbalizer: Verbalizer,
+        space: Mapping[str, object],
+        scores: Mapping[str, float],
+    ) -> TunedPrompt:
+        """The prompt as the file that `predict` and `eval` work from."""
+        return TunedPrompt(
+            text=text,
+            ids=ids,
+            template=self.task.template,
+            label_words=self.task.label_words,
+            word_texts=tuple(self.word_texts.get(token, "") for token in verbalizer.words),
+            verbalizer=verbalizer,
+            model={"kind": self.info.kind, "name": self.info.model, "fingerprint": self.info.fingerprint},
+            space=space,
+            scores=scores,
+        )
+
+    async def aclose(self) -> None:
+        for backend in self.backends:
+            await backend.aclose()
+
+
+async def open_parties(settings: Settings, task: Task, stopping: Callable[[], bool]) -> Parties:
+    """Open backends, tokenise every text and check what only the model can tell.
+
+    Raises:
+        ConfigError: Label words that are not single tokens or collide, texts longer than the context,
+            clients' backends that serve different models. Nothing has been scored.
+    """
+    warnings = validate(task)
+    backends: list[Backend] = []
+    try:
+        backend = await _open(settings.backend, backends)
+        tokens, groups = await label_tokens(backend, task.label_words)
+        run_budget = Budget(_limits(settings.budget))
+        prompts = {text: await backend.tokenize(text) for text in settings.prompts}
+        parties = Parties(
+            backend, task, tokens, groups, run_budget, [], backends, {}, stopping, warnings
+        )
+        parties.start_ids = prompts[settings.prompts[0]]
+        longest_prompt = max(map(len, prompts.values())) + _ROOM
+        own = {client.name: client for client in settings.clients}
+        problems: list[str] = []
+        for number, data in enumerate(task.clients):
+            mine = own.get(data.name)
+            served = backend
+            if mine is not None and mine.backend is not None:
+                served = await _open(mine.backend, backends)
+                if (await label_tokens(served, task.label_words))[0] != tokens:
+                    problems.append(f"clients.{data.name}.backend: its model has another vocabulary")
+            encoder = Encoder(served, task.template, task.label_words)
+            sets = {part: await encoder.labelled(rows) for part, rows in data.parts() if part != "test"}
+            for part, encoded in sets.items():
+                problems += _too_long(encoded, f"clients.{data.name}.{part}", served.info.context, longest_prompt)
+            tests = await encoder.texts(data.test)
+            problems += _too_long(
+                EncodedSet(tests, sets["train"].labels), f"clients.{data.name}.test", served.info.context, longest_prompt
+            )
+            budget = Budget(_limits(mine.budget if mine else None), run_budget)
+            scorer = Scorer(served, budget, stopping)
+            parties.encoders[data.name] = encoder
+            parties.clients.append(
+                Client(data.name, number, settings.seed, scorer, sets["train"], sets["dev"])
+            )
+        if problems:
+            raise ConfigError(problems, "shorten these texts, or raise backend.context")
+    except BaseException:
+        for opened in backends:
+            await opened.aclose()
+        raise
+    return parties
+
+
+def versions(info: BackendInfo) -> dict[str, str]:
+    """What took part, for the run folder."""
+    found = {"python": platform.python_version(), "model": info.model, "fingerprint": info.fingerprint}
+    for package in ("fedbpt-api", "numpy", "scipy", "cma", "xllamacpp"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found | {f"backend {key}": value for key, value in info.details.items()}
+
+
+async def _open(settings: BackendSettings, backends: list[Backend]) -> Backend:
+    backend = await open_backend(settings.kind, **settings.options)
+    backends.append(backend)
+    return backend
+
+
+def _limits(budget: BudgetSettings | None) -> Limits:
+    return Limits() if budget is None else Limits(budget.scored, budget.tokens, budget.seconds)
+
+
+def _too_long(encoded: EncodedSet, where: str, context: int, prompt: int) -> list[str]:
+    return [
+        f"{where}: text {number} has {length} tokens; with a prompt of up to {prompt} it does not fit "
+        f"into the context of {context}"
+        for number, text in enumerate(encoded.texts, start=1)
+        if (length := len(text.before) + len(text.after)) + prompt > context
+    ]

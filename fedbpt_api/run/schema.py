@@ -1,0 +1,184 @@
+"""The schema of a run's settings: every section, key, type and default, as frozen models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
+
+from fedbpt_api.run.config_problems import cross_problems
+from fedbpt_api.task import Place
+
+
+def _absolute(path: Path, info: ValidationInfo) -> Path:
+    """A path as seen from the folder of the config file, or from the working directory without one."""
+    base = (info.context or {}).get("base", Path.cwd())
+    return Path(base, path).resolve()
+
+
+def _as_words(value: object) -> object:
+    """One word is a group of one word."""
+    return (value,) if isinstance(value, str) else value
+
+
+DataPath = Annotated[Path, AfterValidator(_absolute)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_as_words)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+AtLeastTwo = Annotated[int, Field(ge=2)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys are mistakes, nothing changes once it is checked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BackendSettings(Section):
+    """Which model answers. Keys other than `kind` are handed to the backend as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    kind: Annotated[str, Field(min_length=1)] = "llamacpp"
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The keys for the backend itself."""
+        return dict(self.model_extra or {})
+
+
+class BudgetSettings(Section):
+    """What may be spent before the search stops; whichever ends first."""
+
+    scored: Positive | None = None
+    tokens: Positive | None = None
+    seconds: PositiveFloat | None = None
+
+
+class ColumnsSettings(Section):
+    """Which column or field of the data files holds what."""
+
+    text: str = "text"
+    label: str = "label"
+    text_b: str | None = None
+
+
+class ClientSettings(Section):
+    """One party: its files, and its own budget and backend where they differ from the run's."""
+
+    name: str = Field(min_length=1)
+    train: DataPath
+    dev: DataPath | None = None
+    test: DataPath | None = None
+    budget: BudgetSettings | None = None
+    backend: BackendSettings | None = None
+
+
+class DataSettings(Section):
+    """One set of files that is split over clients."""
+
+    train: DataPath
+    dev: DataPath | None = None
+    test: DataPath | None = None
+    clients: Positive
+    split: Literal["iid", "dirichlet"] = "iid"
+    alpha: PositiveFloat = 1.0
+
+
+class SearchSettings(Section):
+    """How each client looks for a better prompt.
+
+    Attributes:
+        space: The prompt space.
+        form: Where its words stand: after the prompt, in made-up examples, or where it does better.
+        positions: Words of the prompt, L.
+        coordinates: Principal coordinates of the embeddings for each word, k; the search has L k dimensions.
+        sigma: Initial step size.
+        popsize: Candidates of a generation.
+        iterations: Generations that a client runs in a round, I.
+        loss: What a client minimises.
+        margin: Margin of the hinge loss.
+        perturb: Share of the text's tokens that equation 7 of the FedBPT paper perturbs; 0 is off.
+        rounds: Most rounds; without it the budget alone ends the run.
+        minibatch: Training texts that a generation is scored on; all of them without it.
+    """
+
+    space: Literal["codebook"] = "codebook"
+    form: Literal["auto", "words", "demonstrations"] = "auto"
+    positions: Positive = 4
+    coordinates: Positive = 4
+    sigma: PositiveFloat = 1.0
+    popsize: AtLeastTwo = 6
+    iterations: Positive = 4
+    loss: Literal["cross-entropy", "hinge", "accuracy"] = "cross-entropy"
+    margin: PositiveFloat = 2.0
+    perturb: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rounds: Positive | None = None
+    minibatch: Positive | None = None
+
+
+class FederationSettings(Section):
+    """How the clients' answers become one.
+
+    Attributes:
+        aggregator: The rule that merges updates.
+        sigma_rule: Which published variant of the step-size correction `fedbpt` uses.
+        participation: Share of the clients that are asked in a round.
+        quorum: Share of the asked clients that must answer for the run to go on.
+        timeout: Seconds after which a client is left out of a round.
+    """
+
+    aggregator: Literal["fedbpt", "fedavg"] = "fedbpt"
+    sigma_rule: Literal["paper", "reference"] = "paper"
+    participation: Share = 1.0
+    quorum: Share = 0.5
+    timeout: PositiveFloat | None = None
+
+
+class VerbalizerSettings(Section):
+    """How word probabilities become label probabilities.
+
+    Attributes:
+        kind: "words" are the label words alone, "bias" adds one number a label, "weighted" more words.
+        words: Words that are asked for in all, the label words included.
+        folds: Folds of the cross-validation that chooses the strength.
+    """
+
+    kind: Literal["weighted", "bias", "words"] = "weighted"
+    words: AtLeastTwo = 128
+    folds: AtLeastTwo = 8
+
+
+class Settings(Section):
+    """All settings of a run. The first prompt is the starting prompt; paths are absolute once checked."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    prompts: tuple[str, ...] = Field(min_length=1)
+    template: str
+    prompt_place: Place = "before"
+    labels: dict[str, Words]
+    columns: ColumnsSettings = ColumnsSettings()
+    clients: tuple[ClientSettings, ...] = ()
+    data: DataSettings | None = None
+    backend: BackendSettings = BackendSettings()
+    budget: BudgetSettings
+    search: SearchSettings = SearchSettings()
+    federation: FederationSettings = FederationSettings()
+    verbalizer: VerbalizerSettings = VerbalizerSettings()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        """Refuse settings whose keys contradict each other."""
+        problems = list(cross_problems(self.model_dump()))
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

@@ -1,0 +1,71 @@
+"""The final test: the test texts are read once, after the search, by every contestant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedbpt_api.prompts.space import Ids
+from fedbpt_api.run.parties import Parties
+from fedbpt_api.run.result import TestReport
+from fedbpt_api.run.stats import compare, majority_label
+from fedbpt_api.scoring.budget import Budget
+from fedbpt_api.scoring.scorer import Scorer
+from fedbpt_api.task import ClientData, Task
+from fedbpt_api.verbalizer import Verbalizer
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A prompt with a verbalizer, under the name it has in the table."""
+
+    method: str
+    prompt: Ids
+    verbalizer: Verbalizer
+
+
+async def test_prompts(
+    parties: Parties, task: Task, contestants: Sequence[Contestant], progress: Callable[[int, int], None]
+) -> TestReport:
+    """Accuracies of all contestants and of the majority label, per client and together.
+
+    The cost is counted apart from the search's, in `parties.tests`.
+    """
+    labels = list(task.label_words.labels)
+    prompts = list(dict.fromkeys(c.prompt for c in contestants))
+    tested = [client for client in task.clients if client.test]
+    total, done = sum(len(client.test) for client in tested) * len(prompts), 0
+    truth: list[int] = []
+    owners: list[str] = []
+    predictions: dict[str, list[int]] = {c.method: [] for c in contestants}
+    for client in tested:
+        party = next(c for c in parties.clients if c.name == client.name)
+        budget = parties.tests.setdefault(client.name, Budget())
+        scorer = Scorer(party.scorer.backend, budget, parties.stopping)
+        scorer.use_words(party.scorer.words)
+        encoded = await parties.encoders[client.name].labelled(client.test)
+        truth += encoded.labels.tolist()
+        owners += [client.name] * len(encoded)
+        rows = {}
+        for prompt in prompts:
+            rows[prompt] = await scorer.score(prompt, encoded.texts)
+            done += len(encoded)
+            progress(done, total)
+        for c in contestants:
+            predictions[c.method] += c.verbalizer.logits(rows[c.prompt]).argmax(axis=1).tolist()
+    common = _majority(task.clients, labels)
+    predictions["majority"] = [common] * len(truth)
+    return compare(
+        labels,
+        np.array(truth, dtype=np.int64),
+        {method: np.array(p, dtype=np.int64) for method, p in predictions.items()},
+        np.array(owners),
+    )
+
+
+def _majority(clients: Sequence[ClientData], labels: list[str]) -> int:
+    """The label that is most frequent in all training texts."""
+    known = [labels.index(e.label) for client in clients for e in client.train if e.label is not None]
+    return majority_label(np.array(known, dtype=np.int64), len(labels))

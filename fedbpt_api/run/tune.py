@@ -1,0 +1,303 @@
+"""The main job: from a task and settings to a tuned prompt, with everything paid for on disk.
+
+Phases: word list; the starting prompts (the first generation's fixed candidates, one of which becomes
+the centre); rounds of local search and merging, each merged prompt assessed on all clients; the best
+prompt by held-out loss; and, once, the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT
+from fedbpt_api.federation.client import Client, Plan, Reference, Sums
+from fedbpt_api.federation.runtime import Round, Rules, ask_all, need_quorum, sample, search_round
+from fedbpt_api.prompts.codebook import CodebookSpace, codebook_for
+from fedbpt_api.prompts.tuned import TunedPrompt
+from fedbpt_api.run.assess import Assessment, Assessor
+from fedbpt_api.run.config import Settings
+from fedbpt_api.run.events import Event, Finished, RoundDone, Status, Testing, Warned
+from fedbpt_api.run.folder import RunFolder
+from fedbpt_api.run.origins import choose_origin
+from fedbpt_api.run.parties import Parties, open_parties, versions
+from fedbpt_api.run.result import ClientRecord, RoundRecord, RunResult
+from fedbpt_api.run.testing import test_prompts
+from fedbpt_api.scoring.backend import Usage
+from fedbpt_api.scoring.budget import BudgetSpent
+from fedbpt_api.scoring.losses import named
+from fedbpt_api.scoring.scorer import Stopped
+from fedbpt_api.task import Task
+from fedbpt_api.verbalizer import merge_word_lists
+
+Stop = Literal["budget", "rounds", "cancelled"]
+
+
+class Tuner:
+    """One run. Holds no global state: two tuners in one process do not disturb each other.
+
+    Args:
+        settings: Checked settings.
+        task: Texts, template and label words.
+        folder: Where everything is kept; None keeps nothing.
+        on_event: Called with each event, in order.
+
+    Raises:
+        RunFolderError: The folder holds a run already or cannot be written.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        task: Task,
+        folder: Path | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.task = task
+        self._folder = RunFolder.create(folder) if folder is not None else None
+        self._listener = on_event
+        self._stopping = False
+        self._phase = "opening"
+        self._tested = (0, 0)
+        self._assessor: Assessor | None = None
+        self._space: CodebookSpace | None = None
+        self._rounds: list[RoundRecord] = []
+
+    def stop(self) -> None:
+        """End the run soon: what was sent is received, the best prompt so far is saved."""
+        self._stopping = True
+
+    @property
+    def status(self) -> Status:
+        """Where the run stands, for progress displays."""
+        if self._assessor is None:
+            return Status(self._phase, 0, 0, self.settings.budget.scored, 0.0, 0.0, {})
+        parties = self._assessor.parties
+        budget = parties.budget
+        return Status(
+            phase=self._phase,
+            round=max(len(self._rounds) - 1, 0),
+            scored=budget.spent.scored,
+            left=budget.left(),
+            seconds=budget.seconds,
+            rate=budget.spent.scored / budget.seconds if budget.seconds > 0 else 0.0,
+            clients={c.name: c.scorer.budget.spent.scored for c in parties.clients},
+            tested=self._tested,
+        )
+
+    async def run(self) -> RunResult:
+        """Tune and test.
+
+        Raises:
+            ConfigError: Something does not fit this model; nothing has been scored.
+            FedbptError: The backend or too many clients failed; the best prompt so far is on disk.
+        """
+        parties: Parties | None = None
+        try:
+            parties = await open_parties(self.settings, self.task, lambda: self._stopping)
+            self._assessor = Assessor(parties, self.settings, self._tell)
+            if self._folder is not None:
+                self._folder.write_start(self.settings, versions(parties.info))
+            self._tell(parties.started(self.settings.budget.scored))
+            for message in parties.warnings:
+                self._tell(Warned(message))
+            stopped = await self._tune(parties, self._assessor)
+            return await self._finish(parties, self._assessor, stopped)
+        finally:
+            self._save_best()
+            if parties is not None:
+                await parties.aclose()
+            if self._folder is not None:
+                self._folder.close()
+
+    # Phases ---------------------------------------------------------------------------------
+
+    async def _tune(self, parties: Parties, assessor: Assessor) -> Stop:
+        parties.budget.start()
+        clock = _Meter(parties)
+        try:
+            await self._choose_words(parties)
+            codebook = await codebook_for(parties.backend, self.settings.search.coordinates)
+            self._phase = "starting prompts"
+            centre, self._space = await choose_origin(assessor, codebook)
+            self._add_round(self._record(clock, centre, None, self.settings.search.sigma))
+            return await self._search(parties, assessor, self._space, centre)
+        except BudgetSpent:
+            return "budget"
+        except Stopped:
+            return "cancelled"
+
+    async def _choose_words(self, parties: Parties) -> None:
+        """The T named words: label words, then the words most probable on the training texts."""
+        self._phase = "words"
+        wanted = min(self.settings.verbalizer.words, parties.info.max_words)
+        words = parties.label_tokens
+        if self.settings.verbalizer.kind == "weighted" and wanted > len(words):
+            answers = await ask_all(parties.clients, lambda c: c.word_sums(parties.start_ids))
+            need_quorum(answers, len(parties.clients), self.settings.federation.quorum)
+            lists = [answers.got[name] for name in sorted(answers.got)]
+            words = merge_word_lists(lists, parties.label_tokens, wanted)
+        for client in parties.clients:
+            client.scorer.use_words(words)
+        await parties.name_words()
+
+    async def _search(
+        self, parties: Parties, assessor: Assessor, space: CodebookSpace, centre: Assessment
+    ) -> Stop:
+        """Rounds until the budget or the rounds end."""
+        self._phase = "search"
+        settings = self.settings.search
+        federation = self.settings.federation
+        rules = Rules(federation.participation, federation.quorum, federation.timeout)
+        plan = Plan(
+            population=settings.popsize,
+            iterations=settings.iterations,
+            minibatch=settings.minibatch,
+            loss=named(settings.loss, settings.margin),
+            perturb=settings.perturb,
+            vocabulary=max(space.codebook.tokens),
+        )
+        reference = Reference(centre.ids, centre.verbalizer)
+        aggregator = self._aggregator()
+        state = aggregator.initial(np.zeros(space.dimension), settings.sigma)
+        while settings.rounds is None or state.round < settings.rounds:
+            clock = _Meter(parties)
+            asked = sample(parties.clients, rules.participation, self.settings.seed, state.round)
+            merged = await search_round(asked, state, aggregator, space, plan, reference, rules)
+            state = merged.state
+            shown, ended = assessor.best(), merged.spent
+            try:
+                shown = await assessor.assess(space.decode(state.mean), "merged mean")
+                if merged.searched:
+                    names = sorted(merged.searched)  # each client's best candidate in its turn
+                    proposal = merged.searched[names[state.round % len(names)]].best
+                    await assessor.assess(space.decode(proposal), "best candidate")
+            except BudgetSpent:
+                ended = True
+            self._add_round(self._record(clock, shown, merged, state.sigma))
+            self._save_best()
+            if ended:
+                return "budget"
+        return "rounds"
+
+    async def _finish(self, parties: Parties, assessor: Assessor, stopped: Stop) -> RunResult:
+        """Save the tuned prompt; then read the test texts, once."""
+        best = assessor.best()
+        self._save_best()
+        result = RunResult(
+            folder=str(self._folder.path) if self._folder else None,
+            prompt=best.text,
+            start=self.settings.prompts[0],
+            stopped=stopped,
+            rounds=tuple(self._rounds),
+            spent=parties.spent(),
+            test=None,
+        )
+        if stopped != "cancelled" and any(client.test for client in self.task.clients):
+            self._phase = "test"
+            self._tell(Testing(sum(len(client.test) for client in self.task.clients)))
+            contestants = await assessor.contestants(assessor.known[parties.start_ids], best)
+            try:
+                report = await test_prompts(parties, self.task, contestants, self._count_tested)
+                result = replace(result, test=report, spent=parties.spent())
+            except Stopped:
+                result = replace(result, stopped="cancelled", spent=parties.spent())
+        self._phase = "done"
+        if self._folder is not None:
+            self._folder.write_result(result, self._artefact(best), self.settings)
+        self._tell(Finished(result))
+        return result
+
+    # Small parts ----------------------------------------------------------------------------
+
+    def _aggregator(self) -> Aggregator:
+        if self.settings.federation.aggregator == "fedavg":
+            return FedAvg()
+        return FedBPT(self.settings.federation.sigma_rule)
+
+    def _record(self, clock: _Meter, shown: Assessment, merged: Round | None, sigma: float) -> RoundRecord:
+        assert self._assessor is not None
+        best = self._assessor.best()
+        used = clock.used()
+        parties = self._assessor.parties
+        searched = merged.searched.values() if merged else ()
+        return RoundRecord(
+            round=merged.state.round if merged else 0,
+            dev_loss=shown.dev.mean_loss,
+            dev_accuracy=shown.dev.accuracy,
+            best_dev_loss=best.dev.mean_loss,
+            best_dev_accuracy=best.dev.accuracy,
+            sigma=sigma,
+            distinct=float(np.mean([s.distinct for s in searched])) if searched else 1.0,
+            scored=used.scored,
+            tokens=used.prompt_tokens,
+            seconds=clock.seconds(),
+            bytes_up=merged.bytes_up * len(searched) if merged else 0,
+            bytes_down=merged.bytes_down * len(searched) if merged else 0,
+            clients=tuple(_client_record(c, clock, shown, merged) for c in parties.clients),
+            prompt=best.text,
+        )
+
+    def _add_round(self, record: RoundRecord) -> None:
+        self._rounds.append(record)
+        if self._folder is not None:
+            self._folder.append_round(record)
+        self._tell(RoundDone(record))
+
+    def _artefact(self, best: Assessment) -> TunedPrompt:
+        assert self._assessor is not None
+        space = self._space.identity if self._space else {}
+        return self._assessor.parties.artefact(best.ids, best.text, best.verbalizer, space, best.scores)
+
+    def _save_best(self) -> None:
+        if self._folder is not None and self._assessor is not None and self._assessor.known:
+            self._folder.write_prompt(self._artefact(self._assessor.best()))
+
+    def _count_tested(self, done: int, total: int) -> None:
+        self._tested = (done, total)
+
+    def _tell(self, event: Event) -> None:
+        if self._listener is not None:
+            self._listener(event)
+
+
+class _Meter:
+    """What has been spent since it was made, overall and by client."""
+
+    def __init__(self, parties: Parties) -> None:
+        self._budget = parties.budget
+        self._spent = parties.budget.spent
+        self._seconds = parties.budget.seconds
+        self._by_client = {c.name: c.scorer.budget.spent.scored for c in parties.clients}
+
+    def used(self) -> Usage:
+        return self._budget.spent - self._spent
+
+    def seconds(self) -> float:
+        return self._budget.seconds - self._seconds
+
+    def scored(self, client: Client) -> int:
+        return client.scorer.budget.spent.scored - self._by_client[client.name]
+
+
+def _client_record(client: Client, clock: _Meter, shown: Assessment, merged: Round | None) -> ClientRecord:
+    sums = shown.by_client.get(client.name, Sums())
+    searched = merged.searched.get(client.name) if merged else None
+    note = merged.missing.get(client.name, "") if merged else ""
+    return ClientRecord(
+        client=client.name,
+        answered=(searched is not None or merged is None) and not note,
+        loss=searched.update.loss if searched else float("nan"),
+        dev_loss=sums.mean_loss,
+        dev_accuracy=sums.accuracy,
+        scored=clock.scored(client),
+        distinct=searched.distinct if searched else 1.0,
+        note=note,
+        bytes_up=merged.bytes_up if merged and searched else 0,
+        bytes_down=merged.bytes_down if merged and searched else 0,
+    )

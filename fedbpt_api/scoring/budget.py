@@ -1,0 +1,103 @@
+"""Budgets: how much may still be spent, by whom, and the promise that it is never exceeded.
+
+Work is reserved before it is sent and settled when the answer is there, so that clients working at
+the same time cannot overshoot together. Every budget may have a parent (a client's has the run's).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fedbpt_api.scoring.backend import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Upper bounds; None is no bound. `scored` counts (prompt, text) pairs answered by the model."""
+
+    scored: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+
+
+class BudgetSpent(Exception):
+    """The next piece of work does not fit. `cap` names the limit it would pass."""
+
+    def __init__(self, cap: str) -> None:
+        super().__init__(f"the budget of {cap} is spent")
+        self.cap = cap
+
+
+@dataclass(slots=True)
+class Budget:
+    """Counts what was spent against limits. One per run, one per client."""
+
+    limits: Limits = field(default_factory=Limits)
+    parent: Budget | None = None
+    clock: Callable[[], float] = time.monotonic
+    spent: Usage = field(default_factory=Usage)
+    duplicates: int = 0
+    _reserved: Usage = field(default_factory=Usage)
+    _started: float | None = None
+
+    def start(self) -> None:
+        """Start the clock of the time limit."""
+        self._started = self.clock()
+
+    @property
+    def seconds(self) -> float:
+        return 0.0 if self._started is None else self.clock() - self._started
+
+    def left(self) -> int | None:
+        """Scored examples that may still be asked for; None where there is no such limit."""
+        own = None
+        if self.limits.scored is not None:
+            own = self.limits.scored - self.spent.scored - self._reserved.scored
+        above = self.parent.left() if self.parent is not None else None
+        bounds = [n for n in (own, above) if n is not None]
+        return max(min(bounds), 0) if bounds else None
+
+    def reserve(self, work: Usage) -> None:
+        """Set `work` aside, here and in every parent.
+
+        Raises:
+            BudgetSpent: It does not fit; nothing was set aside.
+        """
+        budget: Budget | None = self
+        while budget is not None:
+            budget._check(work)
+            budget = budget.parent
+        self._add_reserved(work)
+
+    def settle(self, reserved: Usage, spent: Usage) -> None:
+        """Replace a reservation by what the answer really cost (nothing, where there was none)."""
+        budget: Budget | None = self
+        while budget is not None:
+            budget._reserved = budget._reserved - reserved
+            budget.spent = budget.spent + spent
+            budget = budget.parent
+
+    def count_duplicates(self, n: int) -> None:
+        """Note n pairs that had been scored before and were not sent again."""
+        budget: Budget | None = self
+        while budget is not None:
+            budget.duplicates += n
+            budget = budget.parent
+
+    def _check(self, work: Usage) -> None:
+        limits, used = self.limits, self.spent + self._reserved
+        if limits.scored is not None and used.scored + work.scored > limits.scored:
+            raise BudgetSpent("scored examples")
+        if limits.tokens is not None and used.prompt_tokens + work.prompt_tokens > limits.tokens:
+            raise BudgetSpent("tokens")
+        if limits.seconds is not None and self.seconds >= limits.seconds:
+            raise BudgetSpent("seconds")
+
+    def _add_reserved(self, work: Usage) -> None:
+        budget: Budget | None = self
+        while budget is not None:
+            budget._reserved = budget._reserved + work
+            budget = budget.parent
+

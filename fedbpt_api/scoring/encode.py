@@ -1,0 +1,137 @@
+"""From texts to token ids: template, prompt and text are tokenised apart and joined as ids.
+
+So a prompt's ids are the same beside every text, and the servers' prefix caches can re-use them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedbpt_api.errors import ConfigError
+from fedbpt_api.scoring.backend import Backend, Prompt
+from fedbpt_api.scoring.losses import Labels
+from fedbpt_api.task import Example, LabelWords, Template
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """One text as token ids: what stands before the prompt's place, and after it.
+
+    Attributes:
+        before: Ids before the prompt's place.
+        after: Ids after it.
+        text: Positions of the text's own ids in before + after (never the template's).
+        example_first: Whether a text stands before the prompt's place.
+    """
+
+    before: Ids
+    after: Ids
+    text: tuple[int, ...] = ()
+    example_first: bool = False
+
+    def with_prompt(self, prompt: Ids) -> Prompt:
+        """The whole input; shared with other inputs is its part up to the prompt's end, or the example."""
+        shared = len(self.before) if self.example_first else len(self.before) + len(prompt)
+        return Prompt(self.before + prompt + self.after, shared)
+
+    def perturbed(self, rate: float, vocabulary: int, rng: np.random.Generator) -> EncodedText:
+        """The text with each of its own tokens replaced by a random one with probability `rate` (eq. 7)."""
+        ids = list(self.before + self.after)
+        for position in self.text:
+            if rng.random() < rate:
+                ids[position] = int(rng.integers(vocabulary))
+        cut = len(self.before)
+        return EncodedText(tuple(ids[:cut]), tuple(ids[cut:]), self.text, self.example_first)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSet:
+    """Texts of one client with their labels as numbers, shape [n]."""
+
+    texts: tuple[EncodedText, ...]
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+class Encoder:
+    """Tokenises one task for one backend; the template's own pieces are tokenised once."""
+
+    def __init__(self, backend: Backend, template: Template, label_words: LabelWords) -> None:
+        self._backend = backend
+        self._template = template
+        self._labels = {label: i for i, label in enumerate(label_words.labels)}
+        self._pieces: dict[str, Ids] = {}
+
+    async def texts(self, examples: Sequence[Example]) -> tuple[EncodedText, ...]:
+        """Token ids of the filled template, in the order of `examples`."""
+        return tuple([await self._encode(example) for example in examples])
+
+    async def labelled(self, examples: Sequence[Example]) -> EncodedSet:
+        """Texts and labels; every example has a label that the label words know (checked before)."""
+        labels = [self._labels[e.label] for e in examples if e.label is not None]
+        return EncodedSet(await self.texts(examples), np.array(labels, dtype=np.intp))
+
+    async def _encode(self, example: Example) -> EncodedText:
+        sides = self._template.pieces(example)
+        own = {t.strip() for t in (example.text, example.text_b) if t is not None}
+        ids: list[list[int]] = [[], []]
+        text: list[int] = []
+        for side, pieces in enumerate(sides):
+            for piece in pieces:
+                tokens = await self._tokens(piece, keep=piece.strip() not in own)
+                if piece.strip() in own:
+                    start = len(ids[0]) + len(ids[1])
+                    text += range(start, start + len(tokens))
+                ids[side] += tokens
+        first = any(position < len(ids[0]) for position in text)
+        return EncodedText(tuple(ids[0]), tuple(ids[1]), tuple(text), first)
+
+    async def _tokens(self, piece: str, *, keep: bool) -> Ids:
+        if piece in self._pieces:
+            return self._pieces[piece]
+        tokens = await self._backend.tokenize(piece)
+        if keep:
+            self._pieces[piece] = tokens
+        return tokens
+
+
+async def label_tokens(backend: Backend, label_words: LabelWords) -> tuple[Ids, tuple[Ids, ...]]:
+    """Token ids of all label words, and for each label the columns of its words.
+
+    Raises:
+        ConfigError: Words that are not one token for this model, or that are the same token.
+    """
+    problems, tokens, columns = [], [], []
+    owner: dict[int, str] = {}
+    for label, words in zip(label_words.labels, label_words.words, strict=True):
+        group = []
+        for word in words:
+            ids = await backend.tokenize(word)
+            if len(ids) != 1:
+                pieces = [await backend.detokenize([i]) for i in ids]
+                problems.append(
+                    f"labels.{label}: {word!r} is {len(ids)} tokens for {backend.info.model} "
+                    f"({' + '.join(map(repr, pieces))}), expected one"
+                )
+            elif ids[0] in owner:
+                problems.append(f"labels.{label}: {word!r} is the same token as the word of {owner[ids[0]]}")
+            else:
+                owner[ids[0]] = label
+                group.append(len(tokens))
+                tokens.append(ids[0])
+        columns.append(tuple(group))
+    if problems:
+        raise ConfigError(problems, "take another word, usually a short common one with a blank before it")
+    return tuple(tokens), tuple(columns)
+
+
+def longest(sets: Sequence[Sequence[EncodedText]]) -> int:
+    """Tokens of the longest input without its prompt."""
+    return max((len(t.before) + len(t.after) for texts in sets for t in texts), default=0)
