@@ -156,7 +156,9 @@ class LlamaModel:
         n = self._lib.llama_token_to_piece(self._vocab, token, buffer, 512, 0, True)
         return buffer.raw[: max(n, 0)]
 
-    def logprobs(self, inputs: Sequence[tuple[tuple[int, ...], int]]) -> Iterator[tuple[npt.NDArray[np.float64], int]]:
+    def logprobs(
+        self, inputs: Sequence[tuple[tuple[int, ...], int]]
+    ) -> Iterator[tuple[npt.NDArray[np.float64], int]]:
         """For each (token ids, stem length): next-token log-probabilities [V] and tokens re-used."""
         for ids, shared in inputs:
             stem = ids[: min(shared, len(ids) - 1)]

@@ -138,7 +138,9 @@ async def _call(client: httpx.AsyncClient, method: str, path: str, body: Any) ->
                 return answer
     except httpx.HTTPStatusError as error:
         text = error.response.text[:300]
-        raise BackendError(f"{client.base_url}{path} answered {error.response.status_code}: {text}") from error
+        raise BackendError(
+            f"{client.base_url}{path} answered {error.response.status_code}: {text}"
+        ) from error
     except (httpx.TransportError, ValueError) as error:
         raise BackendError(
             f"no usable answer from {client.base_url}: {error or type(error).__name__}",

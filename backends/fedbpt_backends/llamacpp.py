@@ -140,7 +140,9 @@ class EmbeddedLlama:
             cached += reused
         return lists, _usage(prompts, cached)
 
-    def _evaluate(self, prompts: tuple[Prompt, ...]) -> list[tuple[np.ndarray[tuple[int], np.dtype[np.float64]], int]]:
+    def _evaluate(
+        self, prompts: tuple[Prompt, ...]
+    ) -> list[tuple[np.ndarray[tuple[int], np.dtype[np.float64]], int]]:
         longest = max((len(p.ids) for p in prompts), default=0)
         if longest > self._open.context:
             raise BackendError(

@@ -137,7 +137,9 @@ class Client:
         right = verbalizer.logits(logprobs).argmax(axis=1) == self._dev.labels
         return Sums(self.n_dev, float(losses.sum()), int(right.sum()))
 
-    async def search(self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference) -> Searched:
+    async def search(
+        self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference
+    ) -> Searched:
         """A local search from the server's mean and step size (FedBPT, section 3, step 2).
 
         Ends early, with what it has, where its budget ends.
@@ -200,7 +202,12 @@ class Client:
         return float((losses / np.maximum(clouded, 1e-6)).mean())
 
     async def _losses(
-        self, prompt: Ids, texts: Sequence[EncodedText], batch: Sequence[int], plan: Plan, reference: Reference
+        self,
+        prompt: Ids,
+        texts: Sequence[EncodedText],
+        batch: Sequence[int],
+        plan: Plan,
+        reference: Reference,
     ) -> Floats:
         """Losses of texts under the reference's verbalizer, after moving their mean to the reference's.
 

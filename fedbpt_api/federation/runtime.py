@@ -148,7 +148,11 @@ async def search_round(
             continue
         if searched.update.scored or not searched.spent:
             updates.append(update)
-    need_quorum(Answers({u.client: u for u in updates} or {n: 0 for n in answers.got}, missing), len(clients), rules.quorum)
+    need_quorum(
+        Answers({u.client: u for u in updates} or dict.fromkeys(answers.got, 0), missing),
+        len(clients),
+        rules.quorum,
+    )
     merged = aggregator.merge(state, updates) if updates else state
     ups = [len(up) for _, up in answers.got.values()]
     return Round(

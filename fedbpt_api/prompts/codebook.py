@@ -159,7 +159,12 @@ async def words_after(backend: Backend, codebook: Codebook, prompt: str, positio
 
 
 async def demonstrations(
-    backend: Backend, codebook: Codebook, prompt: str, shown: Sequence[tuple[Ids, Ids]], positions: int, seed: int
+    backend: Backend,
+    codebook: Codebook,
+    prompt: str,
+    shown: Sequence[tuple[Ids, Ids]],
+    positions: int,
+    seed: int,
 ) -> CodebookSpace:
     """A prompt followed by one made-up example a label, whose texts are `positions` words each.
 

@@ -112,8 +112,8 @@ def read_json(path: Path, limit: int) -> Any:
             raise RunFolderError(f"{path} has more than {limit} bytes", "it was not written by fedbpt_api")
         return orjson.loads(path.read_bytes())
     except FileNotFoundError:
-        raise RunFolderError(f"{path} does not exist", "is this a run folder, and did the run get that far?") from None
+        raise RunFolderError(
+            f"{path} does not exist", "is this a run folder, and did the run get that far?"
+        ) from None
     except orjson.JSONDecodeError as error:
         raise RunFolderError(f"{path} is not valid JSON: {error}", "copy it again from its source") from error
-
-

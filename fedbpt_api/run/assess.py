@@ -101,9 +101,7 @@ class Assessor:
         )
         self.known[ids] = assessment
         chosen = self.best() is assessment
-        self.tell(
-            Assessed(assessment.text, origin, assessment.loss, dev.mean_loss, dev.accuracy, chosen)
-        )
+        self.tell(Assessed(assessment.text, origin, assessment.loss, dev.mean_loss, dev.accuracy, chosen))
         return assessment
 
     async def contestants(self, start: Assessment, best: Assessment) -> list[Contestant]:

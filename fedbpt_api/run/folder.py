@@ -39,13 +39,16 @@ class RunFolder:
         """
         if (path / "settings.json").exists() or (path / "rounds.jsonl").exists():
             raise RunFolderError(
-                f"{path} holds a run already", "name another folder with --run-dir; runs are never overwritten"
+                f"{path} holds a run already",
+                "name another folder with --run-dir; runs are never overwritten",
             )
         try:
             path.mkdir(parents=True, exist_ok=True)
             return cls(path, (path / "rounds.jsonl").open("ab"))
         except OSError as error:
-            raise RunFolderError(f"{path} cannot be written: {error.strerror}", "choose another --run-dir") from error
+            raise RunFolderError(
+                f"{path} cannot be written: {error.strerror}", "choose another --run-dir"
+            ) from error
 
     def write_start(self, settings: Settings, versions: dict[str, str]) -> None:
         """What is known before the first request."""

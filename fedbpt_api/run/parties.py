@@ -114,9 +114,7 @@ async def open_parties(settings: Settings, task: Task, stopping: Callable[[], bo
         tokens, groups = await label_tokens(backend, task.label_words)
         run_budget = Budget(_limits(settings.budget))
         prompts = {text: await backend.tokenize(text) for text in settings.prompts}
-        parties = Parties(
-            backend, task, tokens, groups, run_budget, [], backends, {}, stopping, warnings
-        )
+        parties = Parties(backend, task, tokens, groups, run_budget, [], backends, {}, stopping, warnings)
         parties.start_ids = prompts[settings.prompts[0]]
         longest_prompt = max(map(len, prompts.values())) + _ROOM
         own = {client.name: client for client in settings.clients}
@@ -131,10 +129,15 @@ async def open_parties(settings: Settings, task: Task, stopping: Callable[[], bo
             encoder = Encoder(served, task.template, task.label_words)
             sets = {part: await encoder.labelled(rows) for part, rows in data.parts() if part != "test"}
             for part, encoded in sets.items():
-                problems += _too_long(encoded, f"clients.{data.name}.{part}", served.info.context, longest_prompt)
+                problems += _too_long(
+                    encoded, f"clients.{data.name}.{part}", served.info.context, longest_prompt
+                )
             tests = await encoder.texts(data.test)
             problems += _too_long(
-                EncodedSet(tests, sets["train"].labels), f"clients.{data.name}.test", served.info.context, longest_prompt
+                EncodedSet(tests, sets["train"].labels),
+                f"clients.{data.name}.test",
+                served.info.context,
+                longest_prompt,
             )
             budget = Budget(_limits(mine.budget if mine else None), run_budget)
             scorer = Scorer(served, budget, stopping)

@@ -100,4 +100,3 @@ class Budget:
         while budget is not None:
             budget._reserved = budget._reserved + work
             budget = budget.parent
-

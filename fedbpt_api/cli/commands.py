@@ -1,0 +1,319 @@
+"""The commands of ``fedbpt``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import orjson
+import typer
+from rich.console import Console
+
+from fedbpt_api import __version__
+from fedbpt_api.cli.progress import Progress
+from fedbpt_api.data import Columns, read_examples
+from fedbpt_api.errors import ConfigError, FedbptError
+from fedbpt_api.prompts.tuned import TunedPrompt
+from fedbpt_api.run.classify import Classifier, overall
+from fedbpt_api.run.config import EXAMPLE_CONFIG, load_settings, load_task
+from fedbpt_api.run.folder import read_result
+from fedbpt_api.run.present import show_whitespace
+from fedbpt_api.run.tables import plain_text, result_view
+from fedbpt_api.run.tune import Tuner
+from fedbpt_api.task import Example
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    name="fedbpt",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Tune one prompt for a model you can only query, over texts that several parties keep to themselves.",
+)
+models_app = typer.Typer(no_args_is_help=True, help="The model files of the embedded backend.")
+app.add_typer(models_app, name="models")
+
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+ConfigPath = Annotated[Path, typer.Argument(help="The configuration, a TOML file (see: fedbpt init).")]
+RunPath = Annotated[Path, typer.Argument(help="A run folder, or a prompt.json from one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Backend = Annotated[
+    str | None, typer.Option(help="Backend to ask; the one the prompt was tuned on where not given.")
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A setting that wins over the file, e.g. budget.scored=500."
+    ),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A backend option, e.g. model=/path/to/model.gguf."),
+]
+
+
+def _exits(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn the package's errors into a sentence and an exit code."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except FedbptError as error:
+            _err.print(f"error: {error}", markup=False, soft_wrap=True)
+            raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+        except KeyboardInterrupt:
+            _err.print("stopped")
+            raise typer.Exit(3) from None
+
+    return wrapped
+
+
+@app.command()
+@_exits
+def tune(
+    config: ConfigPath,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Folder for this run; runs/<config>-<time> where not given.")
+    ] = None,
+    scored: Annotated[int | None, typer.Option(help="Budget in scored examples (budget.scored).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Most rounds (search.rounds).")] = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Tune one prompt over all clients of CONFIG and test it once at the end.
+
+    Ctrl-C (or SIGTERM) stops soon: what was sent is received, the best prompt so far is saved, exit code 3.
+    Give it twice to stop at once.
+    """
+    overrides = _overrides(sets)
+    given = {"budget.scored": scored, "seed": seed, "search.rounds": rounds}
+    overrides |= {key: value for key, value in given.items() if value is not None}
+    settings = load_settings(config, overrides)
+    task = load_task(settings)
+    folder = run_dir or Path("runs") / f"{config.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    console = Console(stderr=True, highlight=False) if as_json else _out
+    shown: list[Progress] = []
+    tuner = Tuner(settings, task, folder, lambda event: shown[0](event))
+    with Progress(console, lambda: tuner.status) as progress, _graceful(tuner):
+        shown.append(progress)
+        result = asyncio.run(tuner.run())
+    if as_json:
+        _print_json(result.to_dict())
+    elif _out.is_terminal:
+        _out.print(result_view(result))
+    else:
+        typer.echo(plain_text(result))
+    if result.stopped == "cancelled":
+        _err.print(f"stopped early; the best prompt so far is in {folder / 'prompt.json'}")
+        raise typer.Exit(3)
+
+
+@app.command("eval")
+@_exits
+def evaluate(
+    run: RunPath,
+    data: Annotated[Path, typer.Option(help="Labelled texts: .jsonl, .csv or .tsv.")],
+    text: Annotated[str, typer.Option(help="Column of the text.")] = "text",
+    label: Annotated[str, typer.Option(help="Column of the label.")] = "label",
+    text_b: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
+    backend: Backend = None,
+    options: Options = None,
+    as_json: Json = False,
+) -> None:
+    """Accuracy of a tuned prompt on other labelled texts, with its 95 % interval and macro-F1."""
+    examples = read_examples(data, Columns(text, label, text_b))
+    prompt = TunedPrompt.load(run)
+
+    async def work() -> None:
+        async with await Classifier.open(prompt, backend, **_overrides(options)) as classifier:
+            for warning in classifier.warnings:
+                _err.print(f"warning: {warning}", markup=False, soft_wrap=True)
+            report = await classifier.evaluate(examples)
+            row = overall(report)
+            if as_json:
+                _print_json(row.to_dict() | {"scored": classifier.usage.scored})
+                return
+            typer.echo(
+                f"{row.n} texts: accuracy {row.accuracy:.3f} (95% interval {row.ci_low:.3f} to {row.ci_high:.3f}), "
+                f"macro-F1 {row.macro_f1:.3f}"
+            )
+            width = max(map(len, report.labels))
+            typer.echo("true \\ predicted  " + "  ".join(report.labels))
+            for name, counts in zip(report.labels, row.confusion, strict=True):
+                cells = "  ".join(
+                    f"{n:>{len(other)}}" for n, other in zip(counts, report.labels, strict=True)
+                )
+                typer.echo(f"  {name:<{width}}  {'':<{max(14 - width, 0)}}{cells}")
+
+    asyncio.run(work())
+
+
+@app.command()
+@_exits
+def predict(
+    run: RunPath,
+    texts: Annotated[
+        Path | None,
+        typer.Argument(help="One text a line (.txt), or .jsonl, .csv, .tsv; standard input where not given."),
+    ] = None,
+    column: Annotated[str, typer.Option(help="Column of the text, for .jsonl, .csv and .tsv.")] = "text",
+    text_b: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
+    backend: Backend = None,
+    options: Options = None,
+) -> None:
+    """Label texts with a tuned prompt: one JSON line a text, with all labels' probabilities."""
+    prompt = TunedPrompt.load(run)
+    if texts is not None and texts.suffix in (".jsonl", ".csv", ".tsv"):
+        examples = list(read_examples(texts, Columns(column, "label", text_b)))
+    else:
+        try:
+            lines = texts.read_text(encoding="utf-8") if texts else sys.stdin.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{texts or 'standard input'} cannot be read: {error}") from None
+        examples = [Example(line) for line in lines.splitlines() if line.strip()]
+
+    async def work() -> None:
+        async with await Classifier.open(prompt, backend, **_overrides(options)) as classifier:
+            for warning in classifier.warnings:
+                _err.print(f"warning: {warning}", markup=False, soft_wrap=True)
+            async for prediction in classifier.stream(examples):
+                typer.echo(orjson.dumps(prediction.to_dict()).decode())
+
+    asyncio.run(work())
+
+
+@app.command()
+@_exits
+def show(run: RunPath, as_json: Json = False) -> None:
+    """What a run came to: the prompt, accuracies, paired tests, what was spent."""
+    if run.is_dir() and (run / "result.json").exists():
+        result = read_result(run)
+        if as_json:
+            _print_json(result.to_dict())
+        elif _out.is_terminal:
+            _out.print(result_view(result))
+        else:
+            typer.echo(plain_text(result))
+        return
+    prompt = TunedPrompt.load(run)
+    if as_json:
+        _print_json(prompt.to_dict())
+        return
+    typer.echo(
+        f"prompt ({len(prompt.ids)} tokens of {prompt.model['name']}):\n{show_whitespace(prompt.text)}"
+    )
+    typer.echo(f"template: {prompt.template.source!r}")
+    for name, value in prompt.scores.items():
+        typer.echo(f"{name}: {value:.4f}")
+
+
+@app.command()
+@_exits
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("fedbpt.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a commented configuration to start from."""
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists already", "name another file, or replace it with --force")
+    try:
+        path.write_text(EXAMPLE_CONFIG, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+    typer.echo(f"wrote {path}; fill in your files and prompts, then: fedbpt tune {path}")
+
+
+@models_app.command("install")
+@_exits
+def models_install(
+    name: Annotated[
+        str | None, typer.Argument(help="A known model; the default one where not given.")
+    ] = None,
+) -> None:
+    """Fetch a known model's pinned file, check its hash and keep it in the user's cache."""
+    from fedbpt_backends import models
+
+    path = models.install(name or models.DEFAULT, progress=lambda line: _err.print(line, markup=False))
+    typer.echo(str(path))
+
+
+@models_app.command("list")
+@_exits
+def models_list(as_json: Json = False) -> None:
+    """Model files that are installed."""
+    from fedbpt_backends import models
+
+    found = models.installed()
+    if as_json:
+        _print_json([{"name": m.name, "path": str(m.path), "bytes": m.size} for m in found])
+        return
+    for model in found:
+        typer.echo(f"{model.name}  {model.size / 1e6:.0f} MB  {model.path}")
+    if not found:
+        typer.echo("none; fetch the default one with: fedbpt models install")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedbpt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
+@contextlib.contextmanager
+def _graceful(tuner: Tuner) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM asks the tuner to stop; the second one stops at once."""
+    seen: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+        tuner.stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _overrides(sets: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE pairs; a value is TOML where it can be read as such, else text."""
+    found: dict[str, Any] = {}
+    for item in sets or []:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {item}: expected KEY=VALUE", "for example: --set budget.scored=500")
+        try:
+            found[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key] = value
+    return found
+
+
+def _print_json(data: object) -> None:
+    typer.echo(orjson.dumps(data, option=orjson.OPT_INDENT_2).decode())

@@ -1,0 +1,217 @@
+"""What travels while a verbalizer is fitted: sums over a client's texts, never a text or its label.
+
+A message is one line of JSON (version, kind, plain fields, names, types and shapes of its arrays), a
+line break, and the arrays' little-endian numbers. There is no field for the numbers of one text; the sums
+of a client that holds one text are that text's, which is why clients should hold more than a few.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from fedbpt_api.verbalizer.problem import FitError
+
+VERSION: Final = 1
+_TYPES: Final = ("<f8", "<f4", "<i4")
+_MAX_NUMBERS: Final = 1 << 22
+
+Numbers: TypeAlias = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WordSums:
+    """Client: its most probable words.
+
+    Attributes:
+        tokens: Token ids, shape [k].
+        sums: Their probabilities summed over the client's texts, shape [k].
+    """
+
+    tokens: Numbers
+    sums: Numbers
+
+    @classmethod
+    def of(cls, pairs: tuple[tuple[int, float], ...]) -> WordSums:
+        """From what `word_sums` gives."""
+        return cls(
+            np.array([t for t, _ in pairs], dtype=np.int32), np.array([s for _, s in pairs], dtype=np.float32)
+        )
+
+    def pairs(self) -> tuple[tuple[int, float], ...]:
+        """As `merge_words` takes it."""
+        return tuple((int(t), float(s)) for t, s in zip(self.tokens, self.sums, strict=True))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AskMoments:
+    """Server: make `folds` folds; send counts and, where `scatter` is set, means and products."""
+
+    folds: int
+    scatter: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """Client: what its texts add to counts, means and covariances.
+
+    Attributes:
+        folds: Texts in each fold, shape [folds].
+        labels: Texts of each label, shape [C].
+        mean: Mean log-probabilities, shape [T]; empty where not asked for.
+        scatter: Products of deviations from the client's mean, summed: upper triangle, [T (T + 1) / 2].
+    """
+
+    folds: Numbers
+    labels: Numbers
+    mean: Numbers
+    scatter: Numbers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Begin:
+    """Server: the components to use from now on, and the point at which curvature is wanted.
+
+    Attributes:
+        mean: Shape [T].
+        spread: Shape [T].
+        axes: Standardised words to components, shape [T, r].
+        theta: Parameters, shape [p].
+    """
+
+    mean: Numbers
+    spread: Numbers
+    axes: Numbers
+    theta: Numbers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AskSums:
+    """Server: losses and gradients of M models, wanted over all texts but those of a model's fold.
+
+    Attributes:
+        folds: The fold left out by each model, -1 for none, shape [M].
+        sizes: Number of parameters of each model, shape [M].
+        thetas: Parameters, one model after the other; gradients come back in the same type.
+        curvature: Also send second derivatives at the first model, over all texts.
+    """
+
+    folds: Numbers
+    sizes: Numbers
+    thetas: Numbers
+    curvature: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sums:
+    """Client: sums over its texts.
+
+    Attributes:
+        losses: Nats, shape [M].
+        gradients: As long as the question's thetas.
+        curvature: Upper triangle, [p (p + 1) / 2]; empty where not asked for.
+    """
+
+    losses: Numbers
+    gradients: Numbers
+    curvature: Numbers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AskCross:
+    """Server: losses of texts under the models that left their folds out.
+
+    Attributes:
+        candidates: The candidate each model belongs to, 1..K-1, shape [M]; 0 are the label words alone.
+        folds: The fold each model left out, shape [M].
+        sizes: Number of parameters of each model, shape [M].
+        thetas: Parameters, one model after the other.
+    """
+
+    candidates: Numbers
+    folds: Numbers
+    sizes: Numbers
+    thetas: Numbers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cross:
+    """Client: cross-validated losses of K candidates, summed over its texts.
+
+    Attributes:
+        sums: Nats, shape [K].
+        products: Of the losses of two candidates on the same text, shape [K, K].
+    """
+
+    sums: Numbers
+    products: Numbers
+
+
+Message: TypeAlias = WordSums | AskMoments | Moments | Begin | AskSums | Sums | AskCross | Cross
+
+_CLASSES: Final[dict[str, type[Message]]] = {
+    cls.__name__: cls for cls in (WordSums, AskMoments, Moments, Begin, AskSums, Sums, AskCross, Cross)
+}
+
+
+def encode(message: Message) -> bytes:
+    """The message as bytes; `decode` gives back the same numbers."""
+    plain: dict[str, int | bool] = {}
+    shapes: dict[str, list[str | int]] = {}
+    parts: list[bytes] = []
+    for field in fields(message):
+        value = getattr(message, field.name)
+        if isinstance(value, np.ndarray):
+            kind = "<i4" if value.dtype.kind == "i" else "<f4" if value.dtype == np.float32 else "<f8"
+            shapes[field.name] = [kind, *value.shape]
+            parts.append(value.astype(kind).tobytes())
+        else:
+            plain[field.name] = value
+    header = {"version": VERSION, "kind": type(message).__name__, **plain, "arrays": shapes}
+    return b"".join([orjson.dumps(header), b"\n", *parts])
+
+
+def decode(data: bytes) -> Message:
+    """Read what `encode` wrote.
+
+    Raises:
+        FitError: Anything else: another version, unknown kind, missing fields, wrong length, NaN.
+    """
+    line, newline, body = data.partition(b"\n")
+    try:
+        header = orjson.loads(line)
+        if not newline or header["version"] != VERSION:
+            raise ValueError(f"version {header['version']!r}, this one reads {VERSION}")
+        cls = _CLASSES[header["kind"]]
+        values = {name: header[name] for name in (f.name for f in fields(cls)) if name in header}
+        if not all(isinstance(value, int) for value in values.values()):
+            raise ValueError("a plain field that is no number")
+        for name, (kind, *shape) in header["arrays"].items():
+            values[name], body = _array(kind, shape, body)
+        if body:
+            raise ValueError(f"{len(body)} bytes too many")
+        return cls(**values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FitError(
+            f"this is no message of a verbalizer's fit: {type(error).__name__} {error}",
+            "do client and server run the same version of fedbpt_api?",
+        ) from error
+
+
+def _array(kind: str, shape: list[int], body: bytes) -> tuple[Numbers, bytes]:
+    """An array and the bytes after it."""
+    if kind not in _TYPES or not all(isinstance(k, int) and k >= 0 for k in shape):
+        raise ValueError(f"array type {kind!r} with shape {shape!r}")
+    count = math.prod(shape)
+    length = count * np.dtype(kind).itemsize
+    if count > _MAX_NUMBERS or length > len(body):
+        raise ValueError("arrays longer than the message")
+    values = np.frombuffer(body[:length], dtype=kind).reshape(shape)
+    if not np.isfinite(values).all():
+        raise ValueError("a number that is not finite")
+    return values, body[length:]

@@ -1,0 +1,195 @@
+"""The verbalizer itself: a frozen set of numbers that turns word log-probabilities into label probabilities.
+
+    logits = scale * L + bias + weights . (X - mean) / spread
+
+X are the log-probabilities of T named words, normalised over the T words; L are those of the labels:
+the log-sum over the words of each label, normalised over the labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.scoring.losses import cross_entropy
+
+Kind: TypeAlias = Literal["words", "bias", "weighted"]
+
+_FLOOR = -60.0  # log-probabilities below are raised to it, so that a server's -inf stays a number
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verbalizer:
+    """From T word log-probabilities to C labels.
+
+    Attributes:
+        words: Token ids of the T words, label words first.
+        groups: For each of C labels the columns of its words; no column twice.
+        scale: Factor of the labels' log-probabilities.
+        bias: One number a label, shape [C].
+        weights: Weights of the standardised words, shape [C, T].
+        mean: Subtracted from the words' log-probabilities, shape [T].
+        spread: Divides them after that, shape [T].
+        kind: "words": label words alone; "bias": scale and bias are fitted; "weighted": weights too.
+
+    Raises:
+        ValueError: Shapes, columns or numbers that do not fit together.
+    """
+
+    words: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
+    scale: float
+    bias: Floats
+    weights: Floats
+    mean: Floats
+    spread: Floats
+    kind: Kind
+
+    def __post_init__(self) -> None:
+        t, c = len(self.words), len(self.groups)
+        columns = [j for group in self.groups for j in group]
+        if c < 2 or not all(self.groups) or len(set(columns)) != len(columns):
+            raise ValueError("a verbalizer needs two labels or more, each with columns of its own")
+        if not all(0 <= j < t for j in columns):
+            raise ValueError(f"the labels' columns must be within 0..{t - 1}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"unknown kind {self.kind!r}")
+        for name, shape in (("bias", (c,)), ("weights", (c, t)), ("mean", (t,)), ("spread", (t,))):
+            values = np.array(getattr(self, name), dtype=np.float64)
+            if values.shape != shape or not np.isfinite(values).all():
+                raise ValueError(f"{name} must be finite numbers of shape {shape}, got shape {values.shape}")
+            values.setflags(write=False)
+            object.__setattr__(self, name, values)
+        if not np.isfinite(self.scale) or not (self.spread > 0).all():
+            raise ValueError("scale must be finite and spread positive")
+
+    @classmethod
+    def from_words(cls, words: Sequence[int], groups: Sequence[Sequence[int]]) -> Verbalizer:
+        """The label words alone: nothing is fitted."""
+        return cls.from_bias(words, groups, 1.0, np.zeros(len(groups)), kind="words")
+
+    @classmethod
+    def from_bias(
+        cls,
+        words: Sequence[int],
+        groups: Sequence[Sequence[int]],
+        scale: float,
+        bias: Floats,
+        kind: Kind = "bias",
+    ) -> Verbalizer:
+        """A scale and a bias per label; the other words weigh nothing."""
+        t = len(words)
+        return cls(
+            words=tuple(int(w) for w in words),
+            groups=tuple(tuple(int(j) for j in group) for group in groups),
+            scale=float(scale),
+            bias=bias,
+            weights=np.zeros((len(groups), t)),
+            mean=np.zeros(t),
+            spread=np.ones(t),
+            kind=kind,
+        )
+
+    def logits(self, logprobs: npt.ArrayLike) -> Floats:
+        """Unnormalised label log-probabilities.
+
+        Args:
+            logprobs: Natural logarithms, shape [n, T]; normalised here over the T words.
+
+        Returns:
+            Shape [n, C].
+        """
+        rows = normalised(logprobs, len(self.words))
+        logits: Floats = self.scale * label_logprobs(rows, self.groups) + self.bias
+        if self.kind == "weighted":
+            logits = logits + ((rows - self.mean) / self.spread) @ self.weights.T
+        return logits
+
+    def probabilities(self, logprobs: npt.ArrayLike) -> Floats:
+        """Label probabilities, shape [n, C], for word log-probabilities of shape [n, T]."""
+        logits = self.logits(logprobs)
+        return np.exp(logits - log_sum(logits))
+
+    def losses(self, logprobs: npt.ArrayLike, labels: npt.NDArray[np.intp]) -> Floats:
+        """Cross-entropy in nats of n texts with known labels (indices of `groups`), shape [n]."""
+        return cross_entropy(self.logits(logprobs), labels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists; weights only where there are any."""
+        data: dict[str, Any] = {
+            "kind": self.kind,
+            "words": list(self.words),
+            "groups": [list(group) for group in self.groups],
+            "scale": self.scale,
+            "bias": self.bias.tolist(),
+        }
+        if self.kind == "weighted":
+            data |= {name: getattr(self, name).tolist() for name in ("mean", "spread", "weights")}
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Verbalizer:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: `data` is something else.
+        """
+        plain = cls.from_bias(
+            data["words"], data["groups"], float(data["scale"]), np.array(data["bias"], dtype=np.float64)
+        )
+        weighted = data["kind"] == "weighted"
+        return cls(
+            words=plain.words,
+            groups=plain.groups,
+            scale=plain.scale,
+            bias=plain.bias,
+            weights=np.array(data["weights"], dtype=np.float64) if weighted else plain.weights,
+            mean=np.array(data["mean"], dtype=np.float64) if weighted else plain.mean,
+            spread=np.array(data["spread"], dtype=np.float64) if weighted else plain.spread,
+            kind=data["kind"],
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Verbalizer) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[object, ...]:
+        arrays = (self.bias, self.weights, self.mean, self.spread)
+        return (self.kind, self.words, self.groups, self.scale, *(a.tobytes() for a in arrays))
+
+
+def log_sum(values: Floats) -> Floats:
+    """log(sum(exp(values))) over the last axis, which is kept with length 1."""
+    top = values.max(axis=-1, keepdims=True)
+    total: Floats = np.log(np.exp(values - top).sum(axis=-1, keepdims=True)) + top
+    return total
+
+
+def normalised(logprobs: npt.ArrayLike, width: int) -> Floats:
+    """Log-probabilities [n, T] normalised over the T words.
+
+    Raises:
+        ValueError: Not n rows of `width` columns.
+    """
+    rows = np.asarray(logprobs, dtype=np.float64)
+    if rows.ndim != 2 or rows.shape[1] != width:
+        raise ValueError(f"expected log-probabilities of shape [n, {width}], got {list(rows.shape)}")
+    if not len(rows):
+        return rows
+    rows = np.maximum(rows, rows.max(axis=1, keepdims=True) + _FLOOR)
+    return rows - log_sum(rows)
+
+
+def label_logprobs(rows: Floats, groups: Sequence[Sequence[int]]) -> Floats:
+    """Labels' log-probabilities [n, C]: summed over each label's words, normalised over the labels."""
+    if not len(rows):
+        return np.zeros((0, len(groups)))
+    sums = np.concatenate([log_sum(rows[:, list(group)]) for group in groups], axis=1)
+    return sums - log_sum(sums)
