@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_api.scoring.backend import Backend, BackendInfo, Prompt, Scores, TokenTable, Usage
@@ -76,10 +77,9 @@ class EmbeddedLlama:
     ) -> EmbeddedLlama:
         self = cls(path, library)
         try:
-            self._llama = await self._run(
-                partial(LlamaModel, path, library=library, context=context, slots=slots, threads=threads)
-            )
-            digest = await self._run(partial(_sha256, path))
+            load = partial(LlamaModel, path, library=library, context=context, slots=slots, threads=threads)
+            llama = self._llama = await self._run(load)
+            digest: str = await self._run(partial(_sha256, path))
         except BaseException:
             await self.aclose()
             raise
@@ -87,7 +87,7 @@ class EmbeddedLlama:
             kind="llamacpp",
             model=path.name,
             fingerprint=digest[:16],
-            context=self._llama.context,
+            context=llama.context,
             details={"sha256": digest, "library": find_library(library).name, "way": "full vocabulary"},
         )
         return self
@@ -124,7 +124,7 @@ class EmbeddedLlama:
 
     # On the worker thread -----------------------------------------------------------------
 
-    def _score(self, prompts: tuple[Prompt, ...], words: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Scores:
+    def _score(self, prompts: tuple[Prompt, ...], words: npt.NDArray[np.intp]) -> Scores:
         rows, mass, cached = np.empty((len(prompts), len(words))), np.empty(len(prompts)), 0
         for i, (full, reused) in enumerate(self._evaluate(prompts)):
             mass[i] = np.exp(full[words]).sum()
@@ -140,9 +140,7 @@ class EmbeddedLlama:
             cached += reused
         return lists, _usage(prompts, cached)
 
-    def _evaluate(
-        self, prompts: tuple[Prompt, ...]
-    ) -> list[tuple[np.ndarray[tuple[int], np.dtype[np.float64]], int]]:
+    def _evaluate(self, prompts: tuple[Prompt, ...]) -> list[tuple[npt.NDArray[np.float64], int]]:
         longest = max((len(p.ids) for p in prompts), default=0)
         if longest > self._open.context:
             raise BackendError(
@@ -173,10 +171,10 @@ class EmbeddedLlama:
             raise BackendError("the embedded model is closed")
         return self._llama
 
-    async def _run(self, work: partial[R] | object) -> R:
+    async def _run(self, work: Callable[[], R]) -> R:
         if self._closing:
             raise BackendError("the embedded model is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work)  # type: ignore
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
 
 def _usage(prompts: tuple[Prompt, ...], cached: int) -> Usage:

@@ -38,7 +38,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Tune one prompt for a model you can only query, over texts that several parties keep to themselves.",
+    help="Tune one prompt for a model you can only query, over texts that nobody shares.",
 )
 models_app = typer.Typer(no_args_is_help=True, help="The model files of the embedded backend.")
 app.add_typer(models_app, name="models")
@@ -148,8 +148,8 @@ def evaluate(
                 _print_json(row.to_dict() | {"scored": classifier.usage.scored})
                 return
             typer.echo(
-                f"{row.n} texts: accuracy {row.accuracy:.3f} (95% interval {row.ci_low:.3f} to {row.ci_high:.3f}), "
-                f"macro-F1 {row.macro_f1:.3f}"
+                f"{row.n} texts: accuracy {row.accuracy:.3f}, 95% interval {row.ci_low:.3f} to "
+                f"{row.ci_high:.3f}, macro-F1 {row.macro_f1:.3f}"
             )
             width = max(map(len, report.labels))
             typer.echo("true \\ predicted  " + "  ".join(report.labels))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -128,14 +129,17 @@ class Client:
         logprobs = await self.scorer.score(prompt, texts)
         return ClientFit(self.name, logprobs, labels, groups, seed=(self._seed, self._key))
 
-    async def evaluate(self, prompt: Ids, verbalizer: Verbalizer) -> Sums:
-        """Cross-entropy and correct answers on the development texts."""
-        if not self.n_dev:
+    async def evaluate(
+        self, prompt: Ids, verbalizer: Verbalizer, part: Literal["train", "dev"] = "dev"
+    ) -> Sums:
+        """Sums of cross-entropy and correct answers over the development (or training) texts."""
+        texts = self._dev if part == "dev" else self._train
+        if not len(texts):
             return Sums()
-        logprobs = await self.scorer.score(prompt, self._dev.texts)
-        losses = verbalizer.losses(logprobs, self._dev.labels)
-        right = verbalizer.logits(logprobs).argmax(axis=1) == self._dev.labels
-        return Sums(self.n_dev, float(losses.sum()), int(right.sum()))
+        logprobs = await self.scorer.score(prompt, texts.texts)
+        losses = verbalizer.losses(logprobs, texts.labels)
+        right = verbalizer.logits(logprobs).argmax(axis=1) == texts.labels
+        return Sums(len(texts), float(losses.sum()), int(right.sum()))
 
     async def search(
         self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference
@@ -213,15 +217,15 @@ class Client:
 
         A prompt shifts all log-probabilities by about the same amount; the shift is what a refitted
         verbalizer would take out, so it is taken out here: rows - mean(rows) + mean(reference rows).
-        With label words alone nothing is refitted, and the plain loss stands. The shift also keeps a client with one label from being rewarded for a prompt that always says it.
+        It also keeps a client with one label from being rewarded for a prompt that always says it.
+        With label words alone nothing is refitted, and the plain loss stands.
         """
         rows = await self.scorer.score(prompt, texts)
         labels = self._train.labels[list(batch)]
-        if reference.verbalizer.kind == "words":
-            return plan.loss(reference.verbalizer.logits(rows), labels)
-        anchor = await self.scorer.score(reference.prompt, [self._train.texts[i] for i in batch])
-        aligned = rows - rows.mean(axis=0) + anchor.mean(axis=0)
-        return plan.loss(reference.verbalizer.logits(aligned), labels)
+        if reference.verbalizer.kind != "words":
+            anchor = await self.scorer.score(reference.prompt, [self._train.texts[i] for i in batch])
+            rows = rows - rows.mean(axis=0) + anchor.mean(axis=0)
+        return plan.loss(reference.verbalizer.logits(rows), labels)
 
     def _batch(self, plan: Plan, key: tuple[int, ...]) -> list[int]:
         """Training texts of a generation: the same for all its candidates, drawn anew each time."""

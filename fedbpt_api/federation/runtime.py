@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from fedbpt_api.aggregate import Aggregator, GlobalState, UpdateError, check_updates
+from fedbpt_api.aggregate import Aggregator, GlobalState, Update, UpdateError, check_updates
 from fedbpt_api.errors import FedbptError, QuorumError
 from fedbpt_api.federation.client import Client, Plan, Reference, Searched
 from fedbpt_api.federation.messages import decode_state, decode_update, encode_state, encode_update
@@ -138,23 +138,23 @@ async def search_round(
         return searched, encode_update(searched.update)
 
     answers = await ask_all(clients, search, rules.timeout)
-    updates, missing = [], dict(answers.missing)
-    for name, (searched, up) in answers.got.items():
+    updates: dict[str, Update] = {}
+    missing = dict(answers.missing)
+    for name, (searched, up) in sorted(answers.got.items()):
         update = decode_update(up)
         try:
             check_updates(state, [update])
         except UpdateError as error:
             missing[name] = error.message
-            continue
-        if searched.update.scored or not searched.spent:
-            updates.append(update)
-    need_quorum(
-        Answers({u.client: u for u in updates} or dict.fromkeys(answers.got, 0), missing),
-        len(clients),
-        rules.quorum,
-    )
-    merged = aggregator.merge(state, updates) if updates else state
-    ups = [len(up) for _, up in answers.got.values()]
+        else:
+            if searched.update.scored or not searched.spent:  # a search that could not begin says nothing
+                updates[name] = update
+    need_quorum(Answers(dict.fromkeys(answers.got, None), missing), len(clients), rules.quorum)
+    merged = aggregator.merge(state, updates.values()) if updates else state
     return Round(
-        merged, {name: s for name, (s, _) in answers.got.items()}, missing, max(ups, default=0), len(down)
+        state=merged,
+        searched={name: searched for name, (searched, _) in sorted(answers.got.items())},
+        missing=missing,
+        bytes_up=max((len(up) for _, up in answers.got.values()), default=0),
+        bytes_down=len(down),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedbpt_api.federation.client import Sums
@@ -13,7 +13,7 @@ from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.testing import Contestant
 from fedbpt_api.scoring.budget import BudgetSpent
-from fedbpt_api.verbalizer import Verbalizer, fit_over_clients
+from fedbpt_api.verbalizer import ClientFit, FitReport, Kind, Verbalizer, fit_over_clients
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +83,19 @@ class Assessor:
         parties, asked, quorum = self.parties, len(self.parties.clients), self.settings.federation.quorum
         fits = await ask_all(parties.clients, lambda c: c.fit(ids, parties.groups))
         need_quorum(fits, asked, quorum)
-        wanted = self.settings.verbalizer
-        verbalizer, report = await fit_over_clients(
-            [fits.got[name] for name in sorted(fits.got)], kind=wanted.kind, folds=wanted.folds
-        )
+        verbalizer, report = await self._fit(list(fits.got.values()), self.settings.verbalizer.kind)
         sums: Answers[Sums] = await ask_all(parties.clients, lambda c: c.evaluate(ids, verbalizer))
         need_quorum(sums, asked, quorum)
         dev = sum((sums.got[name] for name in sorted(sums.got)), Sums())
-        n = sum(client.n_train for client in parties.clients if client.name in fits.got)
+        held_out = report.loss
+        if held_out is None:  # nothing was fitted, so nothing needs to be held out
+            train = await ask_all(parties.clients, lambda c: c.evaluate(ids, verbalizer, "train"))
+            held_out = sum((train.got[name] for name in sorted(train.got)), Sums()).mean_loss
         assessment = Assessment(
             ids=ids,
             text=await parties.backend.detokenize(ids),
             verbalizer=verbalizer,
-            loss=(n * report.loss + dev.loss) / (n + dev.n),
+            loss=(report.n * held_out + dev.loss) / (report.n + dev.n),
             dev=dev,
             by_client=dict(sums.got),
         )
@@ -106,13 +106,19 @@ class Assessor:
 
     async def contestants(self, start: Assessment, best: Assessment) -> list[Contestant]:
         """Rows (a) to (d) of the test: the verbalizers of (b), (c) and (d) saw the same texts."""
-        parties, folds = self.parties, self.settings.verbalizer.folds
-        words = Verbalizer.from_words(parties.clients[0].scorer.words, parties.groups)
+        parties = self.parties
+        words = Verbalizer.from_words(parties.words, parties.groups)
         fits = [await client.fit(start.ids, parties.groups) for client in parties.clients]
-        bias, _ = await fit_over_clients(fits, kind="bias", folds=folds)
+        bias, _ = await self._fit(fits, "bias")
         return [
             Contestant("start", start.ids, words),
             Contestant("start+bias", start.ids, bias),
             Contestant("start+weighted", start.ids, start.verbalizer),
             Contestant("tuned", best.ids, best.verbalizer),
         ]
+
+    async def _fit(self, fits: Sequence[ClientFit], kind: Kind) -> tuple[Verbalizer, FitReport]:
+        parties = self.parties
+        return await fit_over_clients(
+            fits, parties.words, parties.groups, kind=kind, folds=self.settings.verbalizer.folds
+        )

@@ -81,7 +81,7 @@ class Classifier:
             for number, prompt in enumerate(prompts, start=begin + 1):
                 if len(prompt.ids) > room:
                     raise ConfigError(
-                        f"text {number} has {len(prompt.ids)} tokens with its prompt, the context holds {room}",
+                        f"text {number} has {len(prompt.ids)} tokens with its prompt, the limit is {room}",
                         "shorten it, or raise backend.context",
                     )
             scores = await self.backend.score(prompts, self.prompt.verbalizer.words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
@@ -15,7 +15,7 @@ from fedbpt_api.run.config import BackendSettings, BudgetSettings, Settings
 from fedbpt_api.run.events import Started
 from fedbpt_api.scoring.backend import Backend, BackendInfo
 from fedbpt_api.scoring.budget import Budget, Limits
-from fedbpt_api.scoring.encode import EncodedSet, Encoder, label_tokens
+from fedbpt_api.scoring.encode import EncodedText, Encoder, label_tokens
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import Task, validate
@@ -69,9 +69,14 @@ class Parties:
                 }
         return table
 
+    @property
+    def words(self) -> Ids:
+        """The T named words, once they are chosen."""
+        return self.clients[0].scorer.words
+
     async def name_words(self) -> None:
         """Remember the text of every named word, for the artefact."""
-        for token in self.clients[0].scorer.words:
+        for token in self.words:
             self.word_texts[token] = await self.backend.detokenize([token])
 
     def artefact(
@@ -128,17 +133,11 @@ async def open_parties(settings: Settings, task: Task, stopping: Callable[[], bo
                     problems.append(f"clients.{data.name}.backend: its model has another vocabulary")
             encoder = Encoder(served, task.template, task.label_words)
             sets = {part: await encoder.labelled(rows) for part, rows in data.parts() if part != "test"}
-            for part, encoded in sets.items():
-                problems += _too_long(
-                    encoded, f"clients.{data.name}.{part}", served.info.context, longest_prompt
-                )
-            tests = await encoder.texts(data.test)
-            problems += _too_long(
-                EncodedSet(tests, sets["train"].labels),
-                f"clients.{data.name}.test",
-                served.info.context,
-                longest_prompt,
-            )
+            texts: dict[str, tuple[EncodedText, ...]] = {p: encoded.texts for p, encoded in sets.items()}
+            texts["test"] = await encoder.texts(data.test)
+            for name, encoded_texts in texts.items():
+                where = f"clients.{data.name}.{name}"
+                problems += _too_long(encoded_texts, where, served.info.context, longest_prompt)
             budget = Budget(_limits(mine.budget if mine else None), run_budget)
             scorer = Scorer(served, budget, stopping)
             parties.encoders[data.name] = encoder
@@ -175,10 +174,10 @@ def _limits(budget: BudgetSettings | None) -> Limits:
     return Limits() if budget is None else Limits(budget.scored, budget.tokens, budget.seconds)
 
 
-def _too_long(encoded: EncodedSet, where: str, context: int, prompt: int) -> list[str]:
+def _too_long(texts: Sequence[EncodedText], where: str, context: int, prompt: int) -> list[str]:
     return [
         f"{where}: text {number} has {length} tokens; with a prompt of up to {prompt} it does not fit "
         f"into the context of {context}"
-        for number, text in enumerate(encoded.texts, start=1)
+        for number, text in enumerate(texts, start=1)
         if (length := len(text.before) + len(text.after)) + prompt > context
     ]

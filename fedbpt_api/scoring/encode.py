@@ -108,7 +108,9 @@ async def label_tokens(backend: Backend, label_words: LabelWords) -> tuple[Ids, 
     Raises:
         ConfigError: Words that are not one token for this model, or that are the same token.
     """
-    problems, tokens, columns = [], [], []
+    problems: list[str] = []
+    tokens: list[int] = []
+    columns: list[tuple[int, ...]] = []
     owner: dict[int, str] = {}
     for label, words in zip(label_words.labels, label_words.words, strict=True):
         group = []

@@ -16,20 +16,21 @@ Loss = Callable[[Floats, Labels], Floats]
 def cross_entropy(logits: Floats, labels: Labels) -> Floats:
     """-log p(y | x) for logits [n, C], labels [n]; shape [n]."""
     top = logits.max(axis=1)
-    return np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top - logits[np.arange(len(labels)), labels]
+    losses: Floats = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
+    return np.asarray(losses - logits[np.arange(len(labels)), labels])
 
 
 def hinge(logits: Floats, labels: Labels, margin: float = 2.0) -> Floats:
     """Sum over c != y of max(0, logit_c - logit_y + margin) (BBT, arXiv 2201.03514); shape [n]."""
     rows = np.arange(len(labels))
-    gaps = np.maximum(0.0, logits - logits[rows, labels][:, None] + margin)
+    gaps: Floats = np.maximum(0.0, logits - logits[rows, labels][:, None] + margin)
     gaps[rows, labels] = 0.0
-    return gaps.sum(axis=1)
+    return np.asarray(gaps.sum(axis=1))
 
 
 def errors(logits: Floats, labels: Labels) -> Floats:
     """1 where the most probable label is wrong, else 0 (minus accuracy, in the mean); shape [n]."""
-    return (logits.argmax(axis=1) != labels).astype(np.float64)
+    return np.asarray(logits.argmax(axis=1) != labels, dtype=np.float64)
 
 
 def named(loss: str, margin: float = 2.0) -> Loss:

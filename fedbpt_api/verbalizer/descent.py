@@ -42,7 +42,8 @@ class Descent:
         cls, start: Floats, curvature: Floats, penalty: tuple[Floats, Floats], n: int
     ) -> Descent:
         """Begin with the summed loss's second derivatives [p, p] at or near `start`."""
-        return cls(start, np.linalg.inv(curvature / n + np.diag(penalty[0])), penalty, n)
+        inverse = np.linalg.inv(curvature / n + np.diag(penalty[0]))
+        return cls(start, inverse.astype(np.float64), penalty, n)
 
     @property
     def residual(self) -> float:

@@ -144,10 +144,12 @@ class Cross:
     """Client: cross-validated losses of K candidates, summed over its texts.
 
     Attributes:
+        n: Its texts.
         sums: Nats, shape [K].
-        products: Of the losses of two candidates on the same text, shape [K, K].
+        products: Of the losses of two candidates on the same text, summed, shape [K, K].
     """
 
+    n: int
     sums: Numbers
     products: Numbers
 

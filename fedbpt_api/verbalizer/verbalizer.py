@@ -184,12 +184,13 @@ def normalised(logprobs: npt.ArrayLike, width: int) -> Floats:
     if not len(rows):
         return rows
     rows = np.maximum(rows, rows.max(axis=1, keepdims=True) + _FLOOR)
-    return rows - log_sum(rows)
+    shares: Floats = rows - log_sum(rows)
+    return shares
 
 
 def label_logprobs(rows: Floats, groups: Sequence[Sequence[int]]) -> Floats:
     """Labels' log-probabilities [n, C]: summed over each label's words, normalised over the labels."""
     if not len(rows):
         return np.zeros((0, len(groups)))
-    sums = np.concatenate([log_sum(rows[:, list(group)]) for group in groups], axis=1)
+    sums: Floats = np.concatenate([log_sum(rows[:, list(group)]) for group in groups], axis=1)
     return sums - log_sum(sums)

@@ -1,0 +1,301 @@
+"""The fit as a conversation: the server's questions, and what it makes of sums over clients.
+
+1. Counts, means and covariances give the standardisation and the components: the principal axes of the
+   standardised words, at most 30 and fewer with many labels (little is lost, and messages stay small).
+2. One model per candidate strength on all texts, by `Descent`; curvature travels once, at the start.
+3. From there the models of the folds, four exchanges; then their losses on the texts left out.
+4. The simplest candidate within half a standard error of the best: label words, bias, weights. Its model
+   is refined until it has converged, and folded back to the words.
+
+Nothing here knows how messages travel: `protocol` is a generator of messages that is sent the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Final, TypeVar
+
+import numpy as np
+
+from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.verbalizer import regression
+from fedbpt_api.verbalizer.descent import Descent
+from fedbpt_api.verbalizer.messages import AskCross, AskMoments, AskSums, Begin, Cross, Message, Moments, Sums
+from fedbpt_api.verbalizer.problem import FitError
+from fedbpt_api.verbalizer.regression import Ints
+from fedbpt_api.verbalizer.verbalizer import Kind, Verbalizer
+
+PENALTIES: Final = (1.0, 0.3, 0.1, 0.03, 0.01)
+"""Strengths that are tried, the simplest model first; those below 3/n never win and are left out."""
+
+_COMPONENTS, _PARAMETERS = 30, 72  # most components and most parameters of a model: what 256 kB allow
+_PATH, _FOLD, _REFINE = 9, 4, 12  # most exchanges: models on all texts, models of the folds, the end
+_ROUGH, _DONE = 1e-6, 1e-10  # largest gradient component after which descents end
+_OFFSET = 0.5  # added to each standard deviation
+_RANK = 1e-9  # axes with less than this share of the first one's variance are none
+
+Single = type[np.float32]
+Double = type[np.float64]
+Answer = TypeVar("Answer", Moments, Sums, Cross)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of the conversation.
+
+    Attributes:
+        verbalizer: The fitted verbalizer.
+        penalty: Strength of the weights' penalty; None where there are no weights.
+        loss: Cross-validated loss of what was chosen, in nats a text; 0 without texts.
+        losses: The same for every candidate, the simplest first.
+        n: Training texts of all clients.
+        components: Components of the weighted models.
+        residual: Largest gradient component at the end; 0 for label words alone.
+    """
+
+    verbalizer: Verbalizer
+    loss: float
+    losses: dict[str, float]
+    n: int
+    penalty: float | None = None
+    components: int = 0
+    residual: float = 0.0
+
+
+Talk = Generator[Message, list[Message], Outcome]
+Part = Generator[Message, list[Message], None]
+
+
+def protocol(
+    words: Sequence[int], groups: Sequence[Sequence[int]], kind: Kind = "weighted", folds: int = 8
+) -> Talk:
+    """Yields a message for all clients, is sent their answers, and returns the outcome.
+
+    Args:
+        words: Token ids of the T words, label words first.
+        groups: For each label the columns of its words.
+        kind: The richest kind allowed. Without words beside the label words "weighted" means "bias".
+        folds: Folds of the cross-validation.
+
+    Raises:
+        FitError: Answers that do not fit the question.
+    """
+    plain = Verbalizer.from_words(words, groups)
+    if kind == "words":
+        return (yield from _words_alone(plain))
+    weighted = kind == "weighted" and len(words) > sum(map(len, groups))
+    answers = _typed(Moments, (yield AskMoments(folds, weighted)))
+    problem = _problem(answers, len(words) if weighted else 0)
+    if np.count_nonzero(problem.folds) < 2:
+        return (yield from _words_alone(plain))
+    begin = Begin(problem.mean, problem.spread, problem.axes, problem.start)
+    first = _add(_typed(Sums, (yield begin)))
+    paths = [_path(problem, strength, first) for strength in (None, *problem.strengths)]
+    yield from _descend(paths, [-1] * len(paths), np.float32, _PATH, _ROUGH)
+    means, chosen = yield from _cross_validate(problem, paths)
+    names = ["words", "bias", *(f"weighted {strength:g}" for strength in problem.strengths)]
+    outcome = Outcome(
+        plain,
+        means[chosen],
+        dict(zip(names, means, strict=True)),
+        problem.n,
+        components=problem.axes.shape[1],
+    )
+    if chosen == 0:
+        return outcome
+    strength = None if chosen == 1 else problem.strengths[chosen - 2]
+    final = yield from _refine(problem, strength, paths[chosen - 1].point)
+    fitted = _fold_back(plain, problem, final.point)
+    return replace(outcome, verbalizer=fitted, penalty=strength, residual=final.residual)
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """What is known after the first exchange.
+
+    Attributes:
+        labels: Texts of each label, shape [C].
+        folds: Texts of each fold, shape [folds].
+        mean, spread: Standardisation, shape [T].
+        axes: Standardised words to components, shape [T, r].
+    """
+
+    labels: Ints
+    folds: Ints
+    mean: Floats
+    spread: Floats
+    axes: Floats
+
+    @property
+    def n(self) -> int:
+        return int(self.labels.sum())
+
+    @property
+    def size(self) -> int:
+        """Parameters of a weighted model."""
+        return regression.size(len(self.labels), self.axes.shape[1])
+
+    @property
+    def strengths(self) -> list[float]:
+        return [s for s in PENALTIES if self.axes.shape[1] and s >= 3 / self.n]
+
+    @property
+    def start(self) -> Floats:
+        """The labels' shares and nothing else, shape [p]: scale 0, where curvature is largest."""
+        shares = (self.labels + 0.5) / (self.n + len(self.labels) / 2)
+        biases = regression.contrasts(len(shares)).T @ np.log(shares)
+        return regression.widen(np.concatenate([[0.0], biases]), len(shares), self.size)
+
+    def penalty(self, strength: float | None) -> tuple[Floats, Floats]:
+        """Of a weighted model, or of the bias where `strength` is None."""
+        c = len(self.labels)
+        return regression.penalty(c, c if strength is None else self.size, strength or 0.0)
+
+
+def _problem(answers: list[Moments], width: int) -> _Problem:
+    """Standardisation and components from what the clients' texts add up to."""
+    folds = np.array([a.folds for a in answers], dtype=np.intp).sum(axis=0)
+    labels = np.array([a.labels for a in answers], dtype=np.intp).sum(axis=0)
+    sizes = [int(a.labels.sum()) for a in answers]
+    n, upper = max(1, sum(sizes)), np.triu_indices(width)
+    if any(a.mean.shape != (width,) or a.scatter.shape != (len(upper[0]),) for a in answers):
+        raise FitError(f"a client sent moments of other than {width} words", "do all have one word list?")
+    mean = np.sum([a.mean * k / n for a, k in zip(answers, sizes, strict=True)], axis=0).reshape(width)
+    scatter = np.sum([a.scatter for a in answers], axis=0).reshape(len(upper[0]))
+    for answer, k in zip(answers, sizes, strict=True):
+        away = answer.mean - mean
+        scatter = scatter + k * away[upper[0]] * away[upper[1]]
+    covariance = _square(scatter / n)
+    spread = np.sqrt(np.maximum(np.diag(covariance), 0.0)) + _OFFSET
+    if not width:
+        return _Problem(labels, folds, mean, spread, np.zeros((0, 0)))
+    variances, axes = np.linalg.eigh(covariance / np.outer(spread, spread))
+    limit = (_PARAMETERS - 1) // max(1, len(labels) - 1) - 1
+    rank = int(np.count_nonzero(variances > _RANK * max(variances[-1], _RANK)))
+    kept = max(0, min(_COMPONENTS, limit, rank, n - 1))
+    return _Problem(labels, folds, mean, spread, axes[:, ::-1][:, :kept])
+
+
+def _words_alone(plain: Verbalizer) -> Talk:
+    """Nothing is fitted; the loss of the label words is still asked for."""
+    none = np.zeros(0, dtype=np.intp)
+    answers = _typed(Cross, (yield AskCross(none, none, none, np.zeros(0))))
+    n = sum(a.n for a in answers)
+    loss = sum(float(a.sums[0]) for a in answers) / max(1, n)
+    return Outcome(plain, loss, {"words": loss}, n)
+
+
+def _path(problem: _Problem, strength: float | None, first: Sums) -> Descent:
+    """A candidate's model on all texts, at its start, with the first sums taken."""
+    penalty = problem.penalty(strength)
+    c, p = len(problem.labels), problem.size
+    rows = np.arange(p) if strength is not None else regression.bias_columns(c, p)
+    second = _square(first.curvature)[np.ix_(rows, rows)]
+    path = Descent.from_curvature(problem.start[rows], second, penalty, problem.n)
+    path.observe(float(first.losses[0]), first.gradients[rows])
+    return path
+
+
+def _cross_validate(
+    problem: _Problem, paths: list[Descent]
+) -> Generator[Message, list[Message], tuple[list[float], int]]:
+    """Mean losses of the candidates (label words, then `paths`), and which one is taken."""
+    used = [int(k) for k in np.flatnonzero(problem.folds)]
+    folds = used * len(paths)
+    models = [path.fold(problem.n - int(problem.folds[k])) for path in paths for k in used]
+    yield from _descend(models, folds, np.float32, _FOLD, 0.0)
+    candidates = np.repeat(np.arange(1, len(paths) + 1), len(used))
+    ask = AskCross(candidates, np.array(folds), *_pack(models, np.float32))
+    answers = _typed(Cross, (yield ask))
+    n = problem.n
+    means = np.sum([a.sums for a in answers], axis=0) / n
+    products = np.sum([a.products for a in answers], axis=0) / n
+    best = int(means.argmin())
+    squares = np.diag(products) + products[best, best] - 2 * products[best]
+    errors = np.sqrt(np.maximum(squares - (means - means[best]) ** 2, 0.0) / n)
+    return means.tolist(), int(np.flatnonzero(means <= means[best] + errors / 2)[0])
+
+
+def _refine(
+    problem: _Problem, strength: float | None, point: Floats
+) -> Generator[Message, list[Message], Descent]:
+    """The chosen model from a point near its optimum to the optimum itself."""
+    start = Descent(point, np.zeros((0, 0)), problem.penalty(strength), problem.n)
+    sizes, thetas = _pack([start], np.float64)
+    sums = _add(_typed(Sums, (yield AskSums(np.array([-1]), sizes, thetas, curvature=True))))
+    final = Descent.from_curvature(point, _square(sums.curvature), problem.penalty(strength), problem.n)
+    final.observe(float(sums.losses[0]), sums.gradients)
+    yield from _descend([final], [-1], np.float64, _REFINE, _DONE)
+    return final
+
+
+def _descend(
+    models: list[Descent], folds: list[int], dtype: Single | Double, exchanges: int, enough: float
+) -> Part:
+    """Let `models` descend, each on all texts but those of its fold (-1: none is left out)."""
+    for _ in range(exchanges):
+        going = [j for j, model in enumerate(models) if model.residual > enough]
+        if not going:
+            return
+        sizes, thetas = _pack([models[j] for j in going], dtype)
+        ask = AskSums(np.array([folds[j] for j in going]), sizes, thetas, curvature=False)
+        sums = _add(_typed(Sums, (yield ask)))
+        if sums.gradients.shape != thetas.shape or sums.losses.shape != sizes.shape:
+            raise FitError("a client sent other sums than it was asked for")
+        gradients = np.split(sums.gradients, np.cumsum(sizes)[:-1])
+        for j, loss, gradient in zip(going, sums.losses, gradients, strict=True):
+            models[j].observe(float(loss), gradient)
+
+
+def _pack(models: list[Descent], dtype: Single | Double) -> tuple[Ints, Floats]:
+    """Sizes and trial points of models, as they travel."""
+    points = [model.travel(dtype) for model in models]
+    thetas: Floats = np.concatenate(points).astype(dtype)
+    return np.array([len(point) for point in points]), thetas
+
+
+def _fold_back(plain: Verbalizer, problem: _Problem, theta: Floats) -> Verbalizer:
+    """The model in terms of words instead of components."""
+    c = len(problem.labels)
+    slopes = regression.contrasts(c) @ theta[1:].reshape(c - 1, -1)
+    if len(theta) == c:
+        return Verbalizer.from_bias(plain.words, plain.groups, theta[0], slopes[:, 0])
+    return Verbalizer(
+        words=plain.words,
+        groups=plain.groups,
+        scale=float(theta[0]),
+        bias=slopes[:, 0],
+        weights=slopes[:, 1:] @ problem.axes.T,
+        mean=problem.mean,
+        spread=problem.spread,
+        kind="weighted",
+    )
+
+
+def _typed(cls: type[Answer], answers: list[Message]) -> list[Answer]:
+    """The answers, which must all be of the type that was asked for."""
+    typed = [answer for answer in answers if isinstance(answer, cls)]
+    if not answers or len(typed) != len(answers):
+        raise FitError(f"expected {cls.__name__} from every client", "do all run the same version?")
+    return typed
+
+
+def _add(answers: list[Sums]) -> Sums:
+    """Sums over all clients, in double precision."""
+    if len({(a.losses.shape, a.gradients.shape, a.curvature.shape) for a in answers}) > 1:
+        raise FitError("clients sent sums of different lengths", "do all have one word list?")
+
+    def total(name: str) -> Floats:
+        return reduce(np.add, (getattr(a, name).astype(np.float64) for a in answers))
+
+    return Sums(total("losses"), total("gradients"), total("curvature"))
+
+
+def _square(upper: Floats) -> Floats:
+    """A symmetric matrix from its upper triangle, row by row."""
+    width = int(np.sqrt(2 * len(upper) + 0.25) - 0.5)
+    full = np.zeros((width, width))
+    full[np.triu_indices(width)] = upper
+    return full + np.triu(full, 1).T

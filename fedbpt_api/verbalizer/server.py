@@ -1,0 +1,156 @@
+"""Fitting a verbalizer: over clients that are reached by messages, or on texts that lie in one place.
+
+Both are the conversation of `protocol`; the second has one client, in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy.typing as npt
+
+from fedbpt_api.verbalizer.client import ClientFit
+from fedbpt_api.verbalizer.messages import decode, encode
+from fedbpt_api.verbalizer.problem import FitError
+from fedbpt_api.verbalizer.protocol import Outcome, protocol
+from fedbpt_api.verbalizer.regression import Ints
+from fedbpt_api.verbalizer.verbalizer import Kind, Verbalizer
+
+
+class Answering(Protocol):
+    """A client that can be reached; `ClientFit` is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def answer(self, message: bytes) -> bytes:
+        """Answer a message of the fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitReport:
+    """What a fit chose and cost.
+
+    Attributes:
+        kind: What was chosen.
+        penalty: Strength of the weights' penalty; None where there are no weights.
+        loss: Cross-validated loss of what was chosen, in nats a text; 0 without texts.
+        losses: The same for each candidate, the simplest first: "words", "bias", "weighted 1", ...
+        n: Training texts of all clients.
+        components: Components of the weighted models.
+        residual: Largest gradient component at the end.
+        exchanges: Messages sent to each client.
+        bytes_up: Bytes from each client, by name.
+        bytes_down: Bytes to each client, by name.
+    """
+
+    kind: Kind
+    penalty: float | None
+    loss: float
+    losses: dict[str, float]
+    n: int
+    components: int
+    residual: float
+    exchanges: int
+    bytes_up: dict[str, int]
+    bytes_down: dict[str, int]
+
+
+async def fit_over_clients(
+    clients: Sequence[Answering],
+    words: Sequence[int],
+    groups: Sequence[Sequence[int]],
+    *,
+    kind: Kind = "weighted",
+    folds: int = 8,
+) -> tuple[Verbalizer, FitReport]:
+    """Fit one verbalizer for all clients; each sends sums over its texts, and no model is called.
+
+    At most 30 exchanges and 256 kB a client. The order of `clients` and of their answers does not matter.
+
+    Args:
+        clients: Who holds texts; names must differ.
+        words: Token ids of the T <= 128 words, label words first; the same at every client.
+        groups: For each label the columns of its words.
+        kind: The richest kind allowed; cross-validation may choose a simpler one.
+        folds: Folds of the cross-validation; each client assigns its own texts.
+
+    Raises:
+        FitError: No client, names that repeat, or answers that cannot be used.
+        Exception: Whatever a client's `answer` raises.
+    """
+    names = [client.name for client in clients]
+    if not names or len(set(names)) != len(names):
+        raise FitError(f"expected clients with different names, got {names}")
+    ordered = sorted(clients, key=lambda client: client.name)
+    up, down = dict.fromkeys(sorted(names), 0), dict.fromkeys(sorted(names), 0)
+    talk = protocol(words, groups, kind, folds)
+    exchanges = 0
+    try:
+        message = next(talk)
+        while True:
+            data = encode(message)
+            answers = await asyncio.gather(*(client.answer(data) for client in ordered))
+            exchanges += 1
+            for client, answer in zip(ordered, answers, strict=True):
+                up[client.name] += len(answer)
+                down[client.name] += len(data)
+            message = talk.send([decode(answer) for answer in answers])
+    except StopIteration as end:
+        return _report(end.value, exchanges, up, down)
+
+
+def fit(
+    logprobs: npt.ArrayLike,
+    labels: Ints,
+    words: Sequence[int],
+    groups: Sequence[Sequence[int]],
+    *,
+    kind: Kind = "weighted",
+    folds: int | Ints = 8,
+) -> tuple[Verbalizer, FitReport]:
+    """Fit a verbalizer on texts that lie in one place.
+
+    Args:
+        logprobs: Natural-log probabilities of the T words, shape [n, T].
+        labels: Indices of `groups`, shape [n].
+        words: Token ids of the T words, label words first.
+        groups: For each label the columns of its words.
+        kind: The richest kind allowed.
+        folds: Number of folds, or each text's fold, shape [n].
+    """
+    count, given = (folds, None) if isinstance(folds, int) else (int(folds.max()) + 1, folds)
+    client = ClientFit("all", logprobs, labels, groups, folds=given)
+    talk = protocol(words, groups, kind, count)
+    exchanges, up, down = 0, 0, 0
+    try:
+        message = next(talk)
+        while True:
+            data = encode(message)
+            answer = encode(client.reply(decode(data)))
+            exchanges, up, down = exchanges + 1, up + len(answer), down + len(data)
+            message = talk.send([decode(answer)])
+    except StopIteration as end:
+        return _report(end.value, exchanges, {"all": up}, {"all": down})
+
+
+def _report(
+    outcome: Outcome, exchanges: int, up: dict[str, int], down: dict[str, int]
+) -> tuple[Verbalizer, FitReport]:
+    """What `protocol` returned, with what the transport counted."""
+    report = FitReport(
+        kind=outcome.verbalizer.kind,
+        penalty=outcome.penalty,
+        loss=outcome.loss,
+        losses=outcome.losses,
+        n=outcome.n,
+        components=outcome.components,
+        residual=outcome.residual,
+        exchanges=exchanges,
+        bytes_up=up,
+        bytes_down=down,
+    )
+    return outcome.verbalizer, report
