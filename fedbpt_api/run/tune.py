@@ -32,7 +32,7 @@ from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.losses import named
 from fedbpt_api.scoring.scorer import Stopped
 from fedbpt_api.task import Task
-from fedbpt_api.verbalizer import merge_word_lists
+from fedbpt_api.verbalizer import merge_words
 
 Stop = Literal["budget", "rounds", "cancelled"]
 
@@ -141,7 +141,7 @@ class Tuner:
             answers = await ask_all(parties.clients, lambda c: c.word_sums(parties.start_ids))
             need_quorum(answers, len(parties.clients), self.settings.federation.quorum)
             lists = [answers.got[name] for name in sorted(answers.got)]
-            words = merge_word_lists(lists, parties.label_tokens, wanted)
+            words = merge_words(lists, parties.label_tokens, wanted)
         for client in parties.clients:
             client.scorer.use_words(words)
         await parties.name_words()

@@ -122,7 +122,16 @@ class ClientFit:
         )
 
     def _begin(self, begin: Begin) -> Sums:
-        if begin.axes.shape[1]:
+        width, r = self._rows.shape[1], begin.axes.shape[-1]
+        used = width if r else 0
+        p = regression.size(self._label_rows.shape[1], r)
+        shapes = [values.shape for values in (begin.mean, begin.spread, begin.axes, begin.theta)]
+        if shapes != [(used,), (used,), (used, r), (p,)]:
+            raise FitError(
+                f"client {self.name} was sent components of shapes {shapes} for {width} words",
+                "do all clients have one word list?",
+            )
+        if r:
             components = ((self._rows - begin.mean) / begin.spread) @ begin.axes
         else:
             components = np.zeros((len(self._rows), 0))

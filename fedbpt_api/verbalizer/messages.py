@@ -190,9 +190,10 @@ def decode(data: bytes) -> Message:
         if not newline or header["version"] != VERSION:
             raise ValueError(f"version {header['version']!r}, this one reads {VERSION}")
         cls = _CLASSES[header["kind"]]
-        values = {name: header[name] for name in (f.name for f in fields(cls)) if name in header}
-        if not all(isinstance(value, int) for value in values.values()):
-            raise ValueError("a plain field that is no number")
+        arrays = {f.name for f in fields(cls) if f.type == "Numbers"}
+        values = {f.name: header[f.name] for f in fields(cls) if f.name not in arrays}
+        if set(header["arrays"]) != arrays or not all(isinstance(v, int) for v in values.values()):
+            raise ValueError("fields of other names or types than this version writes")
         for name, (kind, *shape) in header["arrays"].items():
             values[name], body = _array(kind, shape, body)
         if body:
@@ -207,7 +208,7 @@ def decode(data: bytes) -> Message:
 
 def _array(kind: str, shape: list[int], body: bytes) -> tuple[Numbers, bytes]:
     """An array and the bytes after it."""
-    if kind not in _TYPES or not all(isinstance(k, int) and k >= 0 for k in shape):
+    if kind not in _TYPES or not all(isinstance(k, int) and 0 <= k <= _MAX_NUMBERS for k in shape):
         raise ValueError(f"array type {kind!r} with shape {shape!r}")
     count = math.prod(shape)
     length = count * np.dtype(kind).itemsize

@@ -1,0 +1,79 @@
+"""The regression's derivatives against differences, its loss against the plain formula; the descent."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import optimize
+
+from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.verbalizer import regression
+from fedbpt_api.verbalizer.descent import Descent
+
+RNG = np.random.default_rng(5)
+N, C, R = 20, 4, 3
+LABEL_ROWS = np.log(RNG.dirichlet(np.ones(C), N))
+COMPONENTS = RNG.normal(size=(N, R))
+LABELS = RNG.integers(C, size=N).astype(np.intp)
+ROWS = regression.design(LABEL_ROWS, COMPONENTS)
+THETAS = RNG.normal(size=(2, regression.size(C, R)))
+MEMBER = RNG.random((2, N)) < 0.7
+
+
+def test_contrasts_are_orthonormal_and_sum_to_zero() -> None:
+    basis = regression.contrasts(5)
+    assert basis.T @ basis == pytest.approx(np.eye(4), abs=1e-14)
+    assert basis.sum(axis=0) == pytest.approx(np.zeros(4), abs=1e-14)
+
+
+def test_the_loss_is_that_of_the_formula() -> None:
+    slopes = regression.contrasts(C) @ THETAS[1, 1:].reshape(C - 1, 1 + R)
+    logits = THETAS[1, 0] * LABEL_ROWS + slopes[:, 0] + COMPONENTS @ slopes[:, 1:].T
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    expected = -np.log(shares[np.arange(N), LABELS])
+    assert regression.text_losses(ROWS, LABELS, THETAS)[1] == pytest.approx(expected, rel=1e-12)
+    losses, _ = regression.loss_and_gradient(ROWS, LABELS, THETAS, MEMBER)
+    assert losses[1] == pytest.approx(expected[MEMBER[1]].sum(), rel=1e-12)
+
+
+def test_derivatives_are_those_of_differences() -> None:
+    def loss(theta: Floats) -> float:
+        return float(regression.loss_and_gradient(ROWS, LABELS, theta[None], MEMBER[:1])[0][0])
+
+    def slope(theta: Floats) -> Floats:
+        return regression.loss_and_gradient(ROWS, LABELS, theta[None], np.ones((1, N), dtype=np.bool_))[1][0]
+
+    _, gradients = regression.loss_and_gradient(ROWS, LABELS, THETAS, MEMBER)
+    assert gradients[0] == pytest.approx(optimize.approx_fprime(THETAS[0], loss, 1e-7), abs=1e-5)
+    second = regression.curvature(ROWS, THETAS[0])
+    assert second == pytest.approx(optimize.approx_fprime(THETAS[0], slope, 1e-7), abs=1e-5)
+
+
+def test_a_model_without_components_is_the_one_whose_weights_are_zero() -> None:
+    p = regression.size(C, R)
+    small = np.array([2.0, 0.1, 0.2, 0.3])
+    wide = regression.widen(small, C, p)
+    assert wide[regression.bias_columns(C, p)].tolist() == small.tolist()
+    assert np.count_nonzero(wide) == C
+    logits = regression.design(LABEL_ROWS, np.zeros((N, 0))) @ small
+    assert ROWS @ wide == pytest.approx(logits, abs=1e-14)
+
+
+def test_a_descent_finds_the_optimum_that_scipy_finds() -> None:
+    penalty = regression.penalty(C, THETAS.shape[1], 0.1)
+    every = np.ones((1, N), dtype=np.bool_)
+
+    def mean(theta: Floats) -> tuple[float, Floats]:
+        losses, gradients = regression.loss_and_gradient(ROWS, LABELS, theta[None], every)
+        away = theta - penalty[1]
+        return float(losses[0] / N + penalty[0] @ away**2 / 2), gradients[0] / N + penalty[0] * away
+
+    expected = optimize.minimize(mean, THETAS[0], jac=True, method="BFGS", options={"gtol": 1e-9})
+    # A start far away, with much too little curvature: the first steps must be turned back.
+    descent = Descent.from_curvature(5 * THETAS[0], 0.01 * np.eye(len(THETAS[0])), penalty, N)
+    assert descent.residual == np.inf
+    for _ in range(200):
+        losses, gradients = regression.loss_and_gradient(ROWS, LABELS, descent.trial[None], every)
+        descent.observe(float(losses[0]), gradients[0])
+    assert descent.residual < 1e-8
+    assert descent.point == pytest.approx(expected.x, abs=1e-6)
