@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,9 @@ from fedbpt_api.run.testing import Contestant
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.verbalizer import ClientFit, FitReport, Kind, Verbalizer, fit_over_clients
 
+START = "start"  # the origin of the user's own prompts
+_SPREAD = 0.3  # typical standard deviation of two prompts' difference in loss on a text, in nats
+
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
@@ -24,8 +28,9 @@ class Assessment:
         ids: The prompt's token ids.
         text: The prompt.
         verbalizer: Fitted on the training texts of all clients.
-        loss: Mean held-out cross-entropy over training texts (by cross-validation) and development
-            texts together: the number that chooses.
+        train_loss: Mean cross-entropy over training texts held out by cross-validation.
+        loss: The same over training and development texts together: the number that chooses. Infinite
+            where the training texts alone ruled the prompt out.
         dev: Sums over the development texts.
         by_client: The same for each client.
     """
@@ -33,6 +38,7 @@ class Assessment:
     ids: Ids
     text: str
     verbalizer: Verbalizer
+    train_loss: float
     loss: float
     dev: Sums
     by_client: Mapping[str, Sums]
@@ -84,41 +90,62 @@ class Assessor:
         fits = await ask_all(parties.clients, lambda c: c.fit(ids, parties.groups))
         need_quorum(fits, asked, quorum)
         verbalizer, report = await self._fit(list(fits.got.values()), self.settings.verbalizer.kind)
-        sums: Answers[Sums] = await ask_all(parties.clients, lambda c: c.evaluate(ids, verbalizer))
-        need_quorum(sums, asked, quorum)
-        dev = sum((sums.got[name] for name in sorted(sums.got)), Sums())
-        held_out = report.loss
-        if held_out is None:  # nothing was fitted, so nothing needs to be held out
+        train_loss = report.loss
+        if train_loss is None:  # nothing was fitted, so nothing needs to be held out
             train = await ask_all(parties.clients, lambda c: c.evaluate(ids, verbalizer, "train"))
-            held_out = sum((train.got[name] for name in sorted(train.got)), Sums()).mean_loss
+            train_loss = _total(train).mean_loss
+        sums: Answers[Sums] = Answers()
+        if origin == START or self._promising(train_loss, report.n):
+            sums = await ask_all(parties.clients, lambda c: c.evaluate(ids, verbalizer))
+            need_quorum(sums, asked, quorum)
+        dev = _total(sums)
         assessment = Assessment(
             ids=ids,
             text=await parties.backend.detokenize(ids),
             verbalizer=verbalizer,
-            loss=(report.n * held_out + dev.loss) / (report.n + dev.n),
+            train_loss=train_loss,
+            loss=(report.n * train_loss + dev.loss) / (report.n + dev.n) if sums.got else math.inf,
             dev=dev,
             by_client=dict(sums.got),
         )
         self.known[ids] = assessment
         chosen = self.best() is assessment
-        self.tell(Assessed(assessment.text, origin, assessment.loss, dev.mean_loss, dev.accuracy, chosen))
+        a = assessment
+        self.tell(Assessed(a.text, origin, train_loss, a.loss, dev.mean_loss, dev.accuracy, chosen))
         return assessment
 
-    async def contestants(self, start: Assessment, best: Assessment) -> list[Contestant]:
-        """Rows (a) to (d) of the test: the verbalizers of (b), (c) and (d) saw the same texts."""
-        parties = self.parties
+    def _promising(self, train_loss: float, n: int) -> bool:
+        """Whether development texts are worth their price: not clearly worse than the best on training."""
+        return not self.known or train_loss < self.best().train_loss + _SPREAD / math.sqrt(n)
+
+    async def contestants(self) -> list[Contestant]:
+        """Rows of the test: each compared prompt plain, with bias and weighted; then the tuned one.
+
+        Their verbalizers saw the same texts.
+        """
+        parties, settings = self.parties, self.settings
         words = Verbalizer.from_words(parties.words, parties.groups)
-        fits = [await client.fit(start.ids, parties.groups) for client in parties.clients]
-        bias, _ = await self._fit(fits, "bias")
-        return [
-            Contestant("start", start.ids, words),
-            Contestant("start+bias", start.ids, bias),
-            Contestant("start+weighted", start.ids, start.verbalizer),
-            Contestant("tuned", best.ids, best.verbalizer),
-        ]
+        rows: list[Contestant] = []
+        compared = settings.prompts if settings.test.compare == "all" else settings.prompts[:1]
+        for number, text in enumerate(compared, start=1):
+            ids = await parties.backend.tokenize(text) if text else ()
+            name = "start" if number == 1 else f"prompt {number}"
+            fits = [await client.fit(ids, parties.groups) for client in parties.clients]
+            bias, _ = await self._fit(fits, "bias")
+            rows += [
+                Contestant(name, ids, words),
+                Contestant(f"{name}+bias", ids, bias),
+                Contestant(f"{name}+weighted", ids, self.known[ids].verbalizer),
+            ]
+        best = self.best()
+        return [*rows, Contestant("tuned", best.ids, best.verbalizer)]
 
     async def _fit(self, fits: Sequence[ClientFit], kind: Kind) -> tuple[Verbalizer, FitReport]:
         parties = self.parties
         return await fit_over_clients(
             fits, parties.words, parties.groups, kind=kind, folds=self.settings.verbalizer.folds
         )
+
+
+def _total(sums: Answers[Sums]) -> Sums:
+    return sum((sums.got[name] for name in sorted(sums.got)), Sums())

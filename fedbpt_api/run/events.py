@@ -26,10 +26,11 @@ class Warned:
 
 @dataclass(frozen=True, slots=True)
 class Assessed:
-    """A prompt was scored on all clients' training and development texts, its verbalizer fitted."""
+    """A prompt was scored on all clients' texts, its verbalizer fitted; NaN where not measured."""
 
     prompt: str
     origin: str
+    train_loss: float
     loss: float
     dev_loss: float
     dev_accuracy: float

@@ -1,7 +1,8 @@
 """The run folder: what a run leaves on disk, as it goes. Numbers and prompts only, never a text.
 
 settings.json  the resolved settings          versions.json  what took part
-rounds.jsonl   every round's numbers          prompt.json    the best prompt so far, then the tuned one
+rounds.jsonl   every round's numbers          prompts.jsonl  every prompt that all clients judged
+prompt.json    the best prompt so far, then the tuned one
 result.json    the whole result               report.html    the same, to look at and to send
 """
 
@@ -16,6 +17,7 @@ import orjson
 from fedbpt_api.errors import RunFolderError
 from fedbpt_api.prompts.tuned import TunedPrompt, read_json, write_json
 from fedbpt_api.run.config import Settings
+from fedbpt_api.run.events import Assessed
 from fedbpt_api.run.report import ReportInput, write_report
 from fedbpt_api.run.result import RoundRecord, RunResult
 
@@ -61,6 +63,19 @@ class RunFolder:
         self._rounds.write(orjson.dumps(record.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
         self._rounds.flush()
         os.fsync(self._rounds.fileno())
+
+    def append_prompt(self, event: Assessed) -> None:
+        """Add a prompt that was assessed on all clients."""
+        line = {
+            "prompt": event.prompt,
+            "origin": event.origin,
+            "train_loss": event.train_loss,
+            "dev_loss": event.dev_loss,
+            "dev_accuracy": event.dev_accuracy,
+            "loss": event.loss,
+        }
+        with (self.path / "prompts.jsonl").open("ab") as file:
+            file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
     def write_prompt(self, prompt: TunedPrompt) -> None:
         """The best prompt so far; replaces the one before."""

@@ -10,7 +10,7 @@ from itertools import count
 
 from fedbpt_api.prompts.codebook import Codebook, CodebookSpace, demonstrations, words_after
 from fedbpt_api.prompts.space import Ids
-from fedbpt_api.run.assess import Assessment, Assessor
+from fedbpt_api.run.assess import START, Assessment, Assessor
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.task import Example
@@ -28,7 +28,7 @@ async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessm
     settings, backend = assessor.settings, assessor.parties.backend
     prompts = list(dict.fromkeys(settings.prompts))
     for text in prompts:
-        await assessor.assess(await backend.tokenize(text) if text else (), "start")
+        await assessor.assess(await backend.tokenize(text) if text else (), START)
     spaces: dict[Ids, CodebookSpace] = {}
     shown = () if settings.search.form == "words" else await _shown(assessor)
     if shown:
@@ -43,7 +43,7 @@ async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessm
             spaces[ids] = space
     best = assessor.best()
     if settings.search.form == "demonstrations" and spaces:
-        best = min((assessor.known[ids] for ids in spaces), key=lambda a: a.loss)
+        best = min((assessor.known[ids] for ids in spaces), key=lambda a: a.train_loss)
     if best.ids in spaces:
         return best, spaces[best.ids]
     return best, await words_after(backend, codebook, best.text, settings.search.positions)

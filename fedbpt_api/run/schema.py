@@ -109,6 +109,7 @@ class SearchSettings(Section):
         margin: Margin of the hinge loss.
         perturb: Share of the text's tokens that equation 7 of the FedBPT paper perturbs; 0 is off.
         rounds: Most rounds; without it the budget alone ends the run.
+        proposals: Clients whose best candidate is assessed in a round beside the merged mean, in turn.
         minibatch: Training texts that a generation is scored on; all of them without it.
     """
 
@@ -124,6 +125,7 @@ class SearchSettings(Section):
     perturb: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rounds: Positive | None = None
     minibatch: Positive | None = None
+    proposals: Annotated[int, Field(ge=0)] = 1
 
 
 class FederationSettings(Section):
@@ -158,6 +160,16 @@ class VerbalizerSettings(Section):
     folds: AtLeastTwo = 8
 
 
+class TestSettings(Section):
+    """What is compared on the test texts.
+
+    Attributes:
+        compare: "start" sets the starting prompt beside the tuned one, "all" each of the user's prompts.
+    """
+
+    compare: Literal["start", "all"] = "start"
+
+
 class Settings(Section):
     """All settings of a run. The first prompt is the starting prompt; paths are absolute once checked."""
 
@@ -174,6 +186,7 @@ class Settings(Section):
     search: SearchSettings = SearchSettings()
     federation: FederationSettings = FederationSettings()
     verbalizer: VerbalizerSettings = VerbalizerSettings()
+    test: TestSettings = TestSettings()
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -21,13 +21,13 @@ from fedbpt_api.prompts.codebook import CodebookSpace, codebook_for
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.assess import Assessment, Assessor
 from fedbpt_api.run.config import Settings
-from fedbpt_api.run.events import Event, Finished, RoundDone, Status, Testing, Warned
+from fedbpt_api.run.events import Assessed, Event, Finished, RoundDone, Status, Testing, Warned
 from fedbpt_api.run.folder import RunFolder
 from fedbpt_api.run.origins import choose_origin
 from fedbpt_api.run.parties import Parties, open_parties, versions
 from fedbpt_api.run.result import ClientRecord, RoundRecord, RunResult
 from fedbpt_api.run.testing import test_prompts
-from fedbpt_api.scoring.backend import Usage
+from fedbpt_api.scoring.backend import Floats, Usage
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.losses import named
 from fedbpt_api.scoring.scorer import Stopped
@@ -173,9 +173,7 @@ class Tuner:
             shown, ended = assessor.best(), merged.spent
             try:
                 shown = await assessor.assess(space.decode(state.mean), "merged mean")
-                if merged.searched:
-                    names = sorted(merged.searched)  # each client's best candidate in its turn
-                    proposal = merged.searched[names[state.round % len(names)]].best
+                for proposal in self._proposals(merged):
                     await assessor.assess(space.decode(proposal), "best candidate")
             except BudgetSpent:
                 ended = True
@@ -201,7 +199,7 @@ class Tuner:
         if stopped != "cancelled" and any(client.test for client in self.task.clients):
             self._phase = "test"
             self._tell(Testing(sum(len(client.test) for client in self.task.clients)))
-            contestants = await assessor.contestants(assessor.known[parties.start_ids], best)
+            contestants = await assessor.contestants()
             try:
                 report = await test_prompts(parties, self.task, contestants, self._count_tested)
                 result = replace(result, test=report, spent=parties.spent())
@@ -214,6 +212,13 @@ class Tuner:
         return result
 
     # Small parts ----------------------------------------------------------------------------
+
+    def _proposals(self, merged: Round) -> list[Floats]:
+        """Some clients' best candidates, the clients taking turns."""
+        names = sorted(merged.searched)
+        wanted = min(self.settings.search.proposals, len(names))
+        first = merged.state.round * wanted
+        return [merged.searched[names[(first + i) % len(names)]].best for i in range(wanted)]
 
     def _aggregator(self) -> Aggregator:
         if self.settings.federation.aggregator == "fedavg":
@@ -262,6 +267,8 @@ class Tuner:
         self._tested = (done, total)
 
     def _tell(self, event: Event) -> None:
+        if self._folder is not None and isinstance(event, Assessed):
+            self._folder.append_prompt(event)
         if self._listener is not None:
             self._listener(event)
 

@@ -117,6 +117,7 @@ class ClientFit:
         return Moments(
             folds=np.bincount(self._folds, minlength=ask.folds),
             labels=np.bincount(self._labels, minlength=self._label_rows.shape[1]),
+            logits=self._label_rows.sum(axis=0),
             mean=mean,
             scatter=(away.T @ away)[np.triu_indices(width)],
         )

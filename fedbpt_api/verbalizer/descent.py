@@ -20,7 +20,8 @@ class Descent:
     Args:
         start: First point, shape [p].
         inverse: Approximate inverse of the second derivatives, shape [p, p].
-        penalty: Penalty of each parameter and the value it pulls to, each of shape [p].
+        penalty: Penalty of each parameter and the value it pulls to, each of shape [p]. A parameter
+            whose penalty is infinite stays where it begins; its rows of `inverse` must be zero.
         n: Texts that the sums given to `observe` are over.
     """
 
@@ -30,7 +31,8 @@ class Descent:
         self.point = start
         """Best point whose sums are known, shape [p]."""
         self._inverse = inverse
-        self._weight, self._prior = penalty
+        self._penalty = penalty
+        self._free = np.isfinite(penalty[0])
         self._n = n
         self._step = 1.0
         self._loss = np.inf
@@ -42,8 +44,11 @@ class Descent:
         cls, start: Floats, curvature: Floats, penalty: tuple[Floats, Floats], n: int
     ) -> Descent:
         """Begin with the summed loss's second derivatives [p, p] at or near `start`."""
-        inverse = np.linalg.inv(curvature / n + np.diag(penalty[0]))
-        return cls(start, inverse.astype(np.float64), penalty, n)
+        free = np.flatnonzero(np.isfinite(penalty[0]))
+        inverse = np.zeros_like(curvature)
+        block = np.ix_(free, free)
+        inverse[block] = np.linalg.inv(curvature[block] / n + np.diag(penalty[0][free]))
+        return cls(start, inverse, penalty, n)
 
     @property
     def residual(self) -> float:
@@ -52,7 +57,7 @@ class Descent:
 
     def fold(self, n: int) -> Descent:
         """The same problem with some texts left out: begins here, with the curvature learned here."""
-        return Descent(self.point, self._inverse.copy(), (self._weight, self._prior), n)
+        return Descent(self.point, self._inverse.copy(), self._penalty, n)
 
     def travel(self, dtype: type[np.float32] | type[np.float64]) -> Floats:
         """The trial point, rounded to what the message holds."""
@@ -66,9 +71,10 @@ class Descent:
             loss: Sum over n texts, in nats.
             gradient: Its derivatives, shape [p].
         """
-        away = self.trial - self._prior
-        value = loss / self._n + float(self._weight @ away**2) / 2
-        slope = gradient / self._n + self._weight * away
+        weight, prior = (np.where(self._free, values, 0.0) for values in self._penalty)
+        away = np.where(self._free, self.trial - prior, 0.0)
+        value = loss / self._n + float(weight @ away**2) / 2
+        slope = np.where(self._free, gradient / self._n + weight * away, 0.0)
         if np.isfinite(self._loss):
             promised = float(self._gradient @ (self.trial - self.point))
             if not value <= self._loss + _ENOUGH * promised + _ROUNDING * (1 + abs(self._loss)):

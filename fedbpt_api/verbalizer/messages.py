@@ -63,12 +63,14 @@ class Moments:
     Attributes:
         folds: Texts in each fold, shape [folds].
         labels: Texts of each label, shape [C].
+        logits: Label log-probabilities summed, shape [C].
         mean: Mean log-probabilities, shape [T]; empty where not asked for.
         scatter: Products of deviations from the client's mean, summed: upper triangle, [T (T + 1) / 2].
     """
 
     folds: Numbers
     labels: Numbers
+    logits: Numbers
     mean: Numbers
     scatter: Numbers
 

@@ -4,8 +4,9 @@
    standardised words, at most 30 and fewer with many labels (little is lost, and messages stay small).
 2. One model per candidate strength on all texts, by `Descent`; curvature travels once, at the start.
 3. From there the models of the folds, four exchanges; then their losses on the texts left out.
-4. The simplest candidate within half a standard error of the best: label words, bias, weights. Its model
-   is refined until it has converged, and folded back to the words.
+4. The simplest candidate within half a standard error of the best: label words, bias, scale and bias,
+   weights from the strongest penalty to the weakest. (The error is that of the difference to the best on
+   the same texts.) Its model is refined until it has converged, and folded back to the words.
 
 Nothing here knows how messages travel: `protocol` is a generator of messages that is sent the answers.
 """
@@ -76,7 +77,8 @@ def protocol(
     Args:
         words: Token ids of the T words, label words first.
         groups: For each label the columns of its words.
-        kind: The richest kind allowed. Without words beside the label words "weighted" means "bias".
+        kind: The richest kind allowed. "bias" has scale 1; "weighted" may also end as a scale and a bias,
+            and does without weights where there are no words beside the label words.
         folds: Folds of the cross-validation.
 
     Raises:
@@ -85,30 +87,35 @@ def protocol(
     plain = Verbalizer.from_words(words, groups)
     if kind == "words":
         return (yield from _words_alone(plain))
-    weighted = kind == "weighted" and len(words) > sum(map(len, groups))
-    answers = _typed(Moments, (yield AskMoments(folds, weighted)))
-    problem = _problem(answers, len(words) if weighted else 0)
+    weighted = kind == "weighted"
+    width = len(words) if weighted and len(words) > sum(map(len, groups)) else 0
+    answers = _typed(Moments, (yield AskMoments(folds, width > 0)))
+    problem = _problem(answers, width)
     if np.count_nonzero(problem.folds) < 2:
         return (yield from _words_alone(plain))
-    begin = Begin(problem.mean, problem.spread, problem.axes, problem.start)
+    begin = Begin(problem.mean, problem.spread, problem.axes, problem.start(scaled=True))
     first = _add(_typed(Sums, (yield begin)))
-    paths = [_path(problem, strength, first) for strength in (None, *problem.strengths)]
+    candidates = problem.candidates(scaled=weighted)
+    paths = [_path(problem, candidate, first) for candidate in candidates]
     yield from _descend(paths, [-1] * len(paths), np.float32, _PATH, _ROUGH)
     means, chosen = yield from _cross_validate(problem, paths)
-    names = ["words", "bias", *(f"weighted {strength:g}" for strength in problem.strengths)]
-    outcome = Outcome(
-        plain,
-        means[chosen],
-        dict(zip(names, means, strict=True)),
-        problem.n,
-        components=problem.axes.shape[1],
-    )
+    losses = dict(zip(["words", *(c.name for c in candidates)], means, strict=True))
+    outcome = Outcome(plain, means[chosen], losses, problem.n, components=problem.axes.shape[1])
     if chosen == 0:
         return outcome
-    strength = None if chosen == 1 else problem.strengths[chosen - 2]
-    final = yield from _refine(problem, strength, paths[chosen - 1].point)
+    candidate = candidates[chosen - 1]
+    final = yield from _refine(problem, candidate, paths[chosen - 1].point)
     fitted = _fold_back(plain, problem, final.point)
-    return replace(outcome, verbalizer=fitted, penalty=strength, residual=final.residual)
+    return replace(outcome, verbalizer=fitted, penalty=candidate.strength, residual=final.residual)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A model that is tried: without weights where `strength` is None, with scale 1 if not `scaled`."""
+
+    name: str
+    strength: float | None = None
+    scaled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +125,14 @@ class _Problem:
     Attributes:
         labels: Texts of each label, shape [C].
         folds: Texts of each fold, shape [folds].
+        logits: Label log-probabilities summed over texts, shape [C].
         mean, spread: Standardisation, shape [T].
         axes: Standardised words to components, shape [T, r].
     """
 
     labels: Ints
     folds: Ints
+    logits: Floats
     mean: Floats
     spread: Floats
     axes: Floats
@@ -137,27 +146,37 @@ class _Problem:
         """Parameters of a weighted model."""
         return regression.size(len(self.labels), self.axes.shape[1])
 
-    @property
-    def strengths(self) -> list[float]:
-        return [s for s in PENALTIES if self.axes.shape[1] and s >= 3 / self.n]
+    def candidates(self, scaled: bool) -> list[_Candidate]:
+        """What is tried, the simplest first; only biases if not `scaled`."""
+        plain = [_Candidate("bias", scaled=False)]
+        if not scaled:
+            return plain
+        strengths = [s for s in PENALTIES if self.axes.shape[1] and s >= 3 / self.n]
+        weighted = [_Candidate(f"weighted {strength:g}", strength) for strength in strengths]
+        return [*plain, _Candidate("scale and bias"), *weighted]
 
-    @property
-    def start(self) -> Floats:
-        """The labels' shares and nothing else, shape [p]: scale 0, where curvature is largest."""
+    def start(self, scaled: bool) -> Floats:
+        """A model [p] whose logits are on average the logarithms of the labels' shares.
+
+        Its scale is 1, or 0 where it will be fitted: there, curvature is largest.
+        """
         shares = (self.labels + 0.5) / (self.n + len(self.labels) / 2)
-        biases = regression.contrasts(len(shares)).T @ np.log(shares)
-        return regression.widen(np.concatenate([[0.0], biases]), len(shares), self.size)
+        goal = np.log(shares) - (0.0 if scaled else self.logits / self.n)
+        biases = regression.contrasts(len(shares)).T @ goal
+        return regression.widen(np.concatenate([[float(not scaled)], biases]), len(shares), self.size)
 
-    def penalty(self, strength: float | None) -> tuple[Floats, Floats]:
-        """Of a weighted model, or of the bias where `strength` is None."""
+    def penalty(self, candidate: _Candidate) -> tuple[Floats, Floats]:
+        """Of each of the candidate's parameters, and what it pulls to."""
         c = len(self.labels)
-        return regression.penalty(c, c if strength is None else self.size, strength or 0.0)
+        size = c if candidate.strength is None else self.size
+        return regression.penalty(c, size, candidate.strength or 0.0, scaled=candidate.scaled)
 
 
 def _problem(answers: list[Moments], width: int) -> _Problem:
     """Standardisation and components from what the clients' texts add up to."""
     folds = np.array([a.folds for a in answers], dtype=np.intp).sum(axis=0)
     labels = np.array([a.labels for a in answers], dtype=np.intp).sum(axis=0)
+    logits = np.array([a.logits for a in answers], dtype=np.float64).sum(axis=0)
     sizes = [int(a.labels.sum()) for a in answers]
     n, upper = max(1, sum(sizes)), np.triu_indices(width)
     if any(a.mean.shape != (width,) or a.scatter.shape != (len(upper[0]),) for a in answers):
@@ -170,12 +189,12 @@ def _problem(answers: list[Moments], width: int) -> _Problem:
     covariance = _square(scatter / n)
     spread = np.sqrt(np.maximum(np.diag(covariance), 0.0)) + _OFFSET
     if not width:
-        return _Problem(labels, folds, mean, spread, np.zeros((0, 0)))
+        return _Problem(labels, folds, logits, mean, spread, np.zeros((0, 0)))
     variances, axes = np.linalg.eigh(covariance / np.outer(spread, spread))
     limit = (_PARAMETERS - 1) // max(1, len(labels) - 1) - 1
     rank = int(np.count_nonzero(variances > _RANK * max(variances[-1], _RANK)))
     kept = max(0, min(_COMPONENTS, limit, rank, n - 1))
-    return _Problem(labels, folds, mean, spread, axes[:, ::-1][:, :kept])
+    return _Problem(labels, folds, logits, mean, spread, axes[:, ::-1][:, :kept])
 
 
 def _words_alone(plain: Verbalizer) -> Talk:
@@ -187,14 +206,15 @@ def _words_alone(plain: Verbalizer) -> Talk:
     return Outcome(plain, loss, {"words": loss}, n)
 
 
-def _path(problem: _Problem, strength: float | None, first: Sums) -> Descent:
-    """A candidate's model on all texts, at its start, with the first sums taken."""
-    penalty = problem.penalty(strength)
+def _path(problem: _Problem, candidate: _Candidate, first: Sums) -> Descent:
+    """A candidate's model on all texts at its start; `first` are the sums at the start with scale 0."""
+    penalty = problem.penalty(candidate)
     c, p = len(problem.labels), problem.size
-    rows = np.arange(p) if strength is not None else regression.bias_columns(c, p)
+    rows = regression.bias_columns(c, p) if candidate.strength is None else np.arange(p)
     second = _square(first.curvature)[np.ix_(rows, rows)]
-    path = Descent.from_curvature(problem.start[rows], second, penalty, problem.n)
-    path.observe(float(first.losses[0]), first.gradients[rows])
+    path = Descent.from_curvature(problem.start(candidate.scaled)[rows], second, penalty, problem.n)
+    if candidate.scaled:
+        path.observe(float(first.losses[0]), first.gradients[rows])
     return path
 
 
@@ -219,13 +239,14 @@ def _cross_validate(
 
 
 def _refine(
-    problem: _Problem, strength: float | None, point: Floats
+    problem: _Problem, candidate: _Candidate, point: Floats
 ) -> Generator[Message, list[Message], Descent]:
     """The chosen model from a point near its optimum to the optimum itself."""
-    start = Descent(point, np.zeros((0, 0)), problem.penalty(strength), problem.n)
+    penalty = problem.penalty(candidate)
+    start = Descent(point, np.zeros((0, 0)), penalty, problem.n)
     sizes, thetas = _pack([start], np.float64)
     sums = _add(_typed(Sums, (yield AskSums(np.array([-1]), sizes, thetas, curvature=True))))
-    final = Descent.from_curvature(point, _square(sums.curvature), problem.penalty(strength), problem.n)
+    final = Descent.from_curvature(point, _square(sums.curvature), penalty, problem.n)
     final.observe(float(sums.losses[0]), sums.gradients)
     yield from _descend([final], [-1], np.float64, _REFINE, _DONE)
     return final

@@ -57,17 +57,18 @@ def widen(theta: Floats, labels: int, parameters: int) -> Floats:
     return wide
 
 
-def narrow(values: Floats, labels: int, parameters: int) -> Floats:
-    """The part of p numbers that belongs to a model of `parameters` numbers."""
-    if len(values) == parameters:
-        return values
-    return values[bias_columns(labels, len(values))]
+def penalty(labels: int, parameters: int, strength: float, *, scaled: bool = True) -> tuple[Floats, Floats]:
+    """Penalty of each parameter and the value it pulls to, both of shape [p].
 
-
-def penalty(labels: int, parameters: int, strength: float) -> tuple[Floats, Floats]:
-    """Penalty of each parameter and the value it pulls to, both of shape [p]."""
+    Args:
+        labels: C.
+        parameters: p.
+        strength: Of the weights' penalty.
+        scaled: Whether the scale is fitted; if not, its penalty is infinite and it stays 1.
+    """
     weight = np.full(parameters, strength)
     weight[bias_columns(labels, parameters)] = WEAK
+    weight[0] = WEAK if scaled else np.inf
     prior = np.zeros(parameters)
     prior[0] = 1.0
     return weight, prior

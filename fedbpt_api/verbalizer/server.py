@@ -38,7 +38,8 @@ class FitReport:
         kind: What was chosen.
         penalty: Strength of the weights' penalty; None where there are no weights.
         loss: Cross-validated loss of what was chosen, in nats a text; 0 without texts.
-        losses: The same for each candidate, the simplest first: "words", "bias", "weighted 1", ...
+        losses: The same for each candidate, the simplest first: "words", "bias", "scale and bias",
+            "weighted 1", ...
         n: Training texts of all clients.
         components: Components of the weighted models.
         residual: Largest gradient component at the end.

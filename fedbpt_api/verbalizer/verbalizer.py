@@ -35,7 +35,7 @@ class Verbalizer:
         weights: Weights of the standardised words, shape [C, T].
         mean: Subtracted from the words' log-probabilities, shape [T].
         spread: Divides them after that, shape [T].
-        kind: "words": label words alone; "bias": scale and bias are fitted; "weighted": weights too.
+        kind: "words": label words alone; "bias": a bias and perhaps a scale; "weighted": weights too.
 
     Raises:
         ValueError: Shapes, columns or numbers that do not fit together.
