@@ -11,7 +11,7 @@ PY := $(BIN)/python
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock
 PACKAGES := $(VENV)/.packages
 MODEL := $(VENV)/.model
-SHORT_ARGS := --set budget.scored=600 --set search.rounds=2
+SHORT_ARGS := --set budget.scored=1300 --set search.rounds=1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-short test check format lock clean
@@ -27,7 +27,7 @@ demo: $(MODEL) ## four organisations tune one prompt on real tweets, about 5 min
 
 demo-short: override DEMO_ARGS += $(SHORT_ARGS)
 demo-short: override PREPARE_ARGS += --test 30
-demo-short: demo ## the same in a minute: small budget, few test tweets
+demo-short: demo ## the same in about three minutes: small budget, few test tweets
 
 test: $(MODEL) ## all tests, those on the embedded model included
 	$(PY) -m pytest

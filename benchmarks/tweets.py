@@ -81,7 +81,8 @@ def table(results: dict[int, RunResult], out: Path) -> None:
         low, high = paired_interval(PairedCounts(both, wins, losses, n - both - wins - losses))
         lines.append(
             f"\ntuned minus {against}: {100 * (wins - losses) / n:+.2f} points "
-            f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}, n = {n:,}, p = {mcnemar_p(wins, losses):.2g})"
+            f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}, "
+            f"n = {n:,}, p = {mcnemar_p(wins, losses):.2g})"
         )
     text = "\n".join(lines)
     print(text)

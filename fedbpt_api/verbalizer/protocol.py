@@ -29,12 +29,13 @@ from fedbpt_api.verbalizer.regression import Ints
 from fedbpt_api.verbalizer.verbalizer import Kind, Verbalizer
 
 PENALTIES: Final = (1.0, 0.3, 0.1, 0.03, 0.01)
-"""Strengths that are tried, the simplest model first; those below 3/n never win and are left out."""
+"""Strengths that are tried, the simplest model first; those below 5/n never win and are left out."""
 
-_COMPONENTS, _PARAMETERS = 30, 72  # most components and most parameters of a model: what 256 kB allow
+_COMPONENTS, _PARAMETERS = 30, 68  # most components and most parameters of a model: what 256 kB allow
 _PATH, _FOLD, _REFINE = 9, 4, 12  # most exchanges: models on all texts, models of the folds, the end
 _ROUGH, _DONE = 1e-6, 1e-10  # largest gradient component after which descents end
 _OFFSET = 0.5  # added to each standard deviation
+_SCALE = 3.0  # over n: with few texts a free scale is worse than none, with many it is free
 _RANK = 1e-9  # axes with less than this share of the first one's variance are none
 
 Single = type[np.float32]
@@ -88,7 +89,8 @@ def protocol(
     if kind == "words":
         return (yield from _words_alone(plain))
     weighted = kind == "weighted"
-    width = len(words) if weighted and len(words) > sum(map(len, groups)) else 0
+    more = weighted and _most_components(len(groups)) > 0 and len(words) > sum(map(len, groups))
+    width = len(words) if more else 0
     answers = _typed(Moments, (yield AskMoments(folds, width > 0)))
     problem = _problem(answers, width)
     if np.count_nonzero(problem.folds) < 2:
@@ -101,8 +103,6 @@ def protocol(
     means, chosen = yield from _cross_validate(problem, paths)
     losses = dict(zip(["words", *(c.name for c in candidates)], means, strict=True))
     outcome = Outcome(plain, means[chosen], losses, problem.n, components=problem.axes.shape[1])
-    if chosen == 0:
-        return outcome
     candidate = candidates[chosen - 1]
     final = yield from _refine(problem, candidate, paths[chosen - 1].point)
     fitted = _fold_back(plain, problem, final.point)
@@ -151,7 +151,7 @@ class _Problem:
         plain = [_Candidate("bias", scaled=False)]
         if not scaled:
             return plain
-        strengths = [s for s in PENALTIES if self.axes.shape[1] and s >= 3 / self.n]
+        strengths = [s for s in PENALTIES if self.axes.shape[1] and s >= 5 / self.n]
         weighted = [_Candidate(f"weighted {strength:g}", strength) for strength in strengths]
         return [*plain, _Candidate("scale and bias"), *weighted]
 
@@ -169,7 +169,8 @@ class _Problem:
         """Of each of the candidate's parameters, and what it pulls to."""
         c = len(self.labels)
         size = c if candidate.strength is None else self.size
-        return regression.penalty(c, size, candidate.strength or 0.0, scaled=candidate.scaled)
+        scale = _SCALE / self.n if candidate.scaled else np.inf
+        return regression.penalty(c, size, candidate.strength or 0.0, scale)
 
 
 def _problem(answers: list[Moments], width: int) -> _Problem:
@@ -188,13 +189,17 @@ def _problem(answers: list[Moments], width: int) -> _Problem:
         scatter = scatter + k * away[upper[0]] * away[upper[1]]
     covariance = _square(scatter / n)
     spread = np.sqrt(np.maximum(np.diag(covariance), 0.0)) + _OFFSET
-    if not width:
-        return _Problem(labels, folds, logits, mean, spread, np.zeros((0, 0)))
     variances, axes = np.linalg.eigh(covariance / np.outer(spread, spread))
-    limit = (_PARAMETERS - 1) // max(1, len(labels) - 1) - 1
-    rank = int(np.count_nonzero(variances > _RANK * max(variances[-1], _RANK)))
-    kept = max(0, min(_COMPONENTS, limit, rank, n - 1))
+    rank = int(np.count_nonzero(variances > _RANK * max(variances.max(initial=0.0), _RANK)))
+    kept = max(0, min(_most_components(len(labels)), rank, n - 1))
+    if not kept:
+        return _Problem(labels, folds, logits, np.zeros(0), np.zeros(0), np.zeros((0, 0)))
     return _Problem(labels, folds, logits, mean, spread, axes[:, ::-1][:, :kept])
+
+
+def _most_components(labels: int) -> int:
+    """So many that a model has at most 68 parameters; none with more than 34 labels."""
+    return max(0, min(_COMPONENTS, (_PARAMETERS - 1) // (labels - 1) - 1))
 
 
 def _words_alone(plain: Verbalizer) -> Talk:
@@ -235,7 +240,8 @@ def _cross_validate(
     best = int(means.argmin())
     squares = np.diag(products) + products[best, best] - 2 * products[best]
     errors = np.sqrt(np.maximum(squares - (means - means[best]) ** 2, 0.0) / n)
-    return means.tolist(), int(np.flatnonzero(means <= means[best] + errors / 2)[0])
+    close = np.flatnonzero(means <= means[best] + errors / 2)
+    return means.tolist(), max(int(close[0]), 1)  # never the label words alone: a bias costs nothing
 
 
 def _refine(

@@ -7,7 +7,7 @@ of the vectors that sum to zero: adding one number to all logits changes nothing
 of C biases and C weights a component lies there. Parameters of a model: theta = (s, U row by row), p in
 number; U[:, 0] are the biases. A model without components has C parameters, the same ones.
 
-The penalty is strength/2 * |weights|^2 + 0.003/2 * ((s - 1)^2 + |biases|^2), on the mean loss.
+The penalty on the mean loss is strength/2 * |weights|^2 + 0.003/2 * |biases|^2 + scale/2 * (s - 1)^2.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedbpt_api.scoring.backend import Bools, Floats
 from fedbpt_api.verbalizer.verbalizer import log_sum
 
 WEAK = 0.003
-"""Strength of the penalty that ties the scale to 1 and the biases to 0."""
+"""Strength of the penalty that ties the biases to 0."""
 
 Ints = npt.NDArray[np.intp]
 
@@ -57,18 +57,18 @@ def widen(theta: Floats, labels: int, parameters: int) -> Floats:
     return wide
 
 
-def penalty(labels: int, parameters: int, strength: float, *, scaled: bool = True) -> tuple[Floats, Floats]:
+def penalty(labels: int, parameters: int, strength: float, scale: float) -> tuple[Floats, Floats]:
     """Penalty of each parameter and the value it pulls to, both of shape [p].
 
     Args:
         labels: C.
         parameters: p.
         strength: Of the weights' penalty.
-        scaled: Whether the scale is fitted; if not, its penalty is infinite and it stays 1.
+        scale: Of the scale's penalty; infinite where the scale is not fitted and stays 1.
     """
     weight = np.full(parameters, strength)
     weight[bias_columns(labels, parameters)] = WEAK
-    weight[0] = WEAK if scaled else np.inf
+    weight[0] = scale
     prior = np.zeros(parameters)
     prior[0] = 1.0
     return weight, prior

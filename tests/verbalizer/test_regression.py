@@ -41,7 +41,8 @@ def test_derivatives_are_those_of_differences() -> None:
         return float(regression.loss_and_gradient(ROWS, LABELS, theta[None], MEMBER[:1])[0][0])
 
     def slope(theta: Floats) -> Floats:
-        return regression.loss_and_gradient(ROWS, LABELS, theta[None], np.ones((1, N), dtype=np.bool_))[1][0]
+        gradients = regression.loss_and_gradient(ROWS, LABELS, theta[None], np.ones((1, N), np.bool_))[1]
+        return np.array(gradients[0])
 
     _, gradients = regression.loss_and_gradient(ROWS, LABELS, THETAS, MEMBER)
     assert gradients[0] == pytest.approx(optimize.approx_fprime(THETAS[0], loss, 1e-7), abs=1e-5)
@@ -60,7 +61,7 @@ def test_a_model_without_components_is_the_one_whose_weights_are_zero() -> None:
 
 
 def test_a_descent_finds_the_optimum_that_scipy_finds() -> None:
-    penalty = regression.penalty(C, THETAS.shape[1], 0.1)
+    penalty = regression.penalty(C, THETAS.shape[1], 0.1, 0.02)
     every = np.ones((1, N), dtype=np.bool_)
 
     def mean(theta: Floats) -> tuple[float, Floats]:

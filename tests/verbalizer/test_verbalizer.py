@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import orjson
@@ -112,9 +113,9 @@ def test_nobody_changes_a_verbalizer_behind_its_back() -> None:
         ({"kind": "magic"}, "unknown kind 'magic'"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(change: dict[str, object], problem: str) -> None:
+def test_what_does_not_fit_together_is_refused(change: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
-        replace(WEIGHTED, **change)  # type: ignore[arg-type]
+        replace(WEIGHTED, **change)
 
 
 def test_rows_of_other_words_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -36,10 +37,10 @@ def test_label_words_come_first_and_then_the_most_probable() -> None:
 
 
 @given(st.lists(shares, max_size=5), st.randoms(use_true_random=False))
-def test_the_order_of_clients_does_not_matter(clients: list[dict[int, float]], random: object) -> None:
+def test_the_order_of_clients_does_not_matter(clients: list[dict[int, float]], random: Random) -> None:
     sums = [word_sums([{t: math.log(p) for t, p in client.items()}]) for client in clients]
     mixed = list(sums)
-    random.shuffle(mixed)  # type: ignore[attr-defined]
+    random.shuffle(mixed)
     words = merge_words(sums, [100, 101], 10)
     assert merge_words(mixed, [100, 101], 10) == words
     assert len(words) == len(set(words)) == min(10, 2 + len({t for client in clients for t in client}))

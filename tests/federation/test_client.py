@@ -1,0 +1,462 @@
+"""A client: only sums leave it, it stops at its budget, and its fitness is what the formulas say."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+import numpy as np
+import pytest
+from toy import ToyBackend, make_examples, make_task
+from toy_clients import (
+    GROUPS,
+    LABEL_IDS,
+    PLAN,
+    WORDS,
+    OnePrompt,
+    WordSpace,
+    make_client,
+    start_ids,
+    table_client,
+)
+
+from fedbpt_api.aggregate import GlobalState
+from fedbpt_api.federation.client import Client, Plan, Reference, Sums
+from fedbpt_api.federation.messages import Broadcast, decode_update, encode_state, encode_update
+from fedbpt_api.prompts.space import Ids
+from fedbpt_api.scoring.backend import Floats, Prompt, Scores
+from fedbpt_api.scoring.budget import Limits
+from fedbpt_api.scoring.encode import EncodedText
+from fedbpt_api.scoring.losses import cross_entropy
+from fedbpt_api.verbalizer import ClientFit, Verbalizer, fit_over_clients
+from fedbpt_api.verbalizer.messages import WordSums
+from fedbpt_api.verbalizer.messages import decode as decode_fit
+from fedbpt_api.verbalizer.messages import encode as encode_fit
+
+# No other length in what is sent is one of these: an axis of such a length would be one of texts.
+N_TRAIN, N_DEV = 23, 19
+BROADCAST = Broadcast(0, np.zeros(2), 1.0)
+PLAIN = Verbalizer.from_words(LABEL_IDS, GROUPS)
+FIVE = Reference((), Verbalizer.from_words(WORDS, GROUPS))
+BIASED = Verbalizer.from_bias(LABEL_IDS, GROUPS, 0.5, np.array([0.25, -0.25]))
+LN2 = math.log(2.0)
+
+
+# What leaves a client ------------------------------------------------------------------------
+
+
+class Wire:
+    """A client of a fit that can be reached by messages only, and keeps what it sent."""
+
+    def __init__(self, fit: ClientFit) -> None:
+        self.name = fit.name
+        self._fit = fit
+        self.sent: list[bytes] = []
+
+    async def answer(self, message: bytes) -> bytes:
+        self.sent.append(await self._fit.answer(message))
+        return self.sent[-1]
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What must not leave a client."""
+
+    texts: tuple[str, ...]
+    ids: tuple[Ids, ...]
+    labels: tuple[tuple[int, ...], ...]
+    scores: frozenset[float]
+    sizes: tuple[int, ...] = (N_TRAIN, N_DEV, N_TRAIN + N_DEV)
+
+    def found_in(self, thing: object) -> list[str]:
+        """Descriptions of every secret that can be reached from `thing`."""
+        found = []
+        for leaf in reachable(thing):
+            if isinstance(leaf, str):
+                found += [f"text {text!r}" for text in self.texts if text in leaf]
+            elif isinstance(leaf, bytes):
+                found += self._in_bytes(leaf)
+            elif isinstance(leaf, np.ndarray):
+                found += [f"an array of shape {leaf.shape}"] * bool(set(leaf.shape) & set(self.sizes))
+                found += self._in_numbers(leaf.ravel().tolist())
+                found += self._in_bytes(leaf.tobytes())
+            elif isinstance(leaf, tuple | list) and all(isinstance(x, int | float) for x in leaf):
+                found += [f"{len(leaf)} numbers"] * (len(leaf) in self.sizes)
+                found += self._in_numbers(list(leaf))
+            elif isinstance(leaf, float):
+                found += self._in_numbers([leaf])
+        return found
+
+    def _in_numbers(self, numbers: list[float]) -> list[str]:
+        known = np.array(sorted(self.scores))
+        at = np.clip(np.searchsorted(known, numbers), 1, len(known) - 1)
+        near = np.minimum(np.abs(known[at] - numbers), np.abs(known[at - 1] - numbers))
+        found = [f"score {x}" for x, d in zip(numbers, near, strict=True) if d <= 1e-9 * abs(x)]
+        runs = [*self.ids, *self.labels]
+        found += [f"ids or labels {run}" for run in runs if _contains(numbers, run)]
+        return found
+
+    def _in_bytes(self, data: bytes) -> list[str]:
+        found = [f"text {text!r} as bytes" for text in self.texts if text.encode() in data]
+        for run in (*self.ids, *self.labels):
+            for kind in ("<i1", "<i2", "<i4", "<i8", "<f4", "<f8"):
+                with np.errstate(over="ignore"):
+                    packed = np.array(run).astype(kind).tobytes()
+                found += [f"ids or labels {run} as {kind}"] * (packed in data)
+            found += [f"ids or labels {run} as JSON"] * (",".join(map(str, run)).encode() in data)
+        found += [f"score {x} as bytes" for x in self.scores if np.float64(x).tobytes() in data]
+        return found
+
+
+def _contains(numbers: list[float], run: tuple[int, ...]) -> bool:
+    return any(numbers[i : i + len(run)] == list(run) for i in range(len(numbers) - len(run) + 1))
+
+
+def reachable(thing: object, seen: set[int] | None = None) -> Iterator[object]:
+    """Everything that can be got at from `thing`: items, attributes, what arrays are views of, closures."""
+    seen = set() if seen is None else seen
+    if id(thing) in seen or isinstance(thing, type):
+        return
+    seen.add(id(thing))
+    yield thing
+    inner: list[object] = []
+    if isinstance(thing, Mapping):
+        inner += [*thing.keys(), *thing.values()]
+    elif isinstance(thing, list | tuple | set | frozenset):
+        inner += list(thing)
+    elif isinstance(thing, np.ndarray):
+        inner += [thing.base] + (thing.tolist() if thing.dtype == object else [])
+    if dataclasses.is_dataclass(thing):
+        inner += [getattr(thing, f.name) for f in dataclasses.fields(thing)]
+    inner += list(getattr(thing, "__dict__", {}).values())
+    inner += [cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()]
+    inner.append(getattr(thing, "__self__", None))
+    for one in inner:
+        yield from reachable(one, seen)
+
+
+async def the_secrets(client: Client, prompts: list[Ids]) -> Secrets:
+    """Texts, ids, labels and losses of a client of `make_client` with the sizes above."""
+    data = make_task(1, N_TRAIN, N_DEV, 1).clients[0]
+    toy = ToyBackend()
+    rows = (*data.train, *data.dev)
+    truth = [[LABELS.index(str(row.label)) for row in part] for part in (data.train, data.dev, rows)]
+    encoded = [*client._train.texts, *client._dev.texts]
+    words = Verbalizer.from_words(WORDS, GROUPS)
+    scores: set[float] = set()
+    for prompt in prompts:
+        logprobs = (await toy.score([text.with_prompt(prompt) for text in encoded], WORDS)).logprobs
+        narrow = logprobs.astype(np.float32).astype(np.float64)
+        losses = words.losses(narrow, np.array(truth[2]))
+        for values in (logprobs[:4], narrow[:4], losses, losses.astype(np.float32)):
+            scores.update(values.ravel().tolist())
+    return Secrets(
+        texts=tuple(row.text for row in rows),
+        ids=tuple([await toy.tokenize(f" {row.text}") for row in rows]),
+        labels=tuple(tuple(part) for part in truth),
+        scores=frozenset(scores),
+    )
+
+
+LABELS = ("negative", "positive")
+
+
+async def test_nothing_private_can_be_reached_from_anything_that_leaves_a_client() -> None:
+    client = await make_client(train=N_TRAIN, dev=N_DEV)
+    prompt = await start_ids()
+    space = WordSpace()
+    asked: list[Ids] = [prompt, space.decode(np.zeros(2))]
+    leaves: list[object] = []
+
+    pairs = await client.word_sums(prompt)
+    leaves += [pairs, encode_fit(WordSums.of(pairs))]
+    for kind in ("words", "bias", "weighted"):
+        wire = Wire(await client.fit(prompt, GROUPS))
+        verbalizer, report = await fit_over_clients([wire], WORDS, GROUPS, kind=kind, folds=4)
+        leaves += [verbalizer, report, *wire.sent, *map(decode_fit, wire.sent)]
+    wire = Wire(await client.fit(prompt, GROUPS, with_dev=True))
+    await fit_over_clients([wire], WORDS, GROUPS, folds=4)
+    leaves += [*wire.sent, *map(decode_fit, wire.sent)]
+    for part in ("dev", "train"):
+        leaves.append(await client.evaluate(prompt, verbalizer, part))
+    for plan in (PLAN, replace(PLAN, perturb=0.3, vocabulary=300, minibatch=7)):
+        searched = await client.search(BROADCAST, space, plan, Reference(prompt, verbalizer))
+        up = encode_update(searched.update)
+        leaves += [searched, searched.update, up, decode_update(up)]
+
+    secrets = await the_secrets(client, asked)
+    assert len(leaves) > 40
+    assert secrets.found_in(leaves) == []
+
+
+async def test_the_search_for_secrets_finds_them_where_they_are() -> None:
+    client = await make_client(train=N_TRAIN, dev=N_DEV)
+    prompt = await start_ids()
+    secrets = await the_secrets(client, [prompt])
+    fit = await client.fit(prompt, GROUPS)
+    sums = await client.evaluate(prompt, Verbalizer.from_words(WORDS, GROUPS))
+
+    found = " ".join(secrets.found_in(client))
+    assert "an array of shape (23,)" in found  # the labels
+    assert "ids or labels" in found
+    assert "score" in " ".join(secrets.found_in(fit))
+    for leak in (
+        {"note": f"lost {secrets.texts[3]}"},
+        [secrets.texts[0].encode() + b"."],
+        np.array([9, *secrets.ids[5], 9])[1:],
+        np.array(secrets.labels[0]).astype("<i4").tobytes(),
+        replace(sums, loss=next(iter(secrets.scores))),
+        np.zeros((2, N_TRAIN))[:, 0],  # a view keeps what it is a view of
+        lambda: fit,
+    ):
+        assert secrets.found_in(leak), leak
+
+
+async def test_sums_are_over_all_texts_and_add_up() -> None:
+    client = await make_client(train=12, dev=8)
+    prompt = await start_ids()
+    words = Verbalizer.from_words(WORDS, GROUPS)
+    data = make_task(1, 12, 8, 1).clients[0]
+    toy = ToyBackend()
+    for part, rows in (("train", data.train), ("dev", data.dev)):
+        losses, right = 0.0, 0
+        for row in rows:
+            ids = prompt + await toy.tokenize("Text:") + await toy.tokenize(f" {row.text}")
+            ids += await toy.tokenize("\nMood:")
+            negative, positive = (await toy.score([Prompt(ids)], LABEL_IDS)).logprobs[0]
+            losses -= positive if row.label == "positive" else negative
+            right += (positive > negative) == (row.label == "positive")
+        sums = await client.evaluate(prompt, words, "train" if part == "train" else "dev")
+        assert (sums.n, sums.correct) == (len(rows), right)
+        assert sums.loss == pytest.approx(losses, rel=1e-5)
+    both = await client.evaluate(prompt, words, "train") + sums
+    assert both.n == 20 and both.loss > sums.loss
+
+
+async def test_without_development_texts_the_sums_are_empty_and_cost_nothing() -> None:
+    client = await make_client(dev=0)
+    assert await client.evaluate(await start_ids(), Verbalizer.from_words(WORDS, GROUPS)) == Sums()
+    assert client.scorer.budget.spent.scored == 0
+    assert math.isnan(Sums().mean_loss) and math.isnan(Sums().accuracy)
+
+
+async def test_at_most_500_pairs_are_sent_for_the_word_list() -> None:
+    client = await make_client(train=60)
+    pairs = await client.word_sums(await start_ids())
+    assert len(pairs) <= 500
+    assert [value for _, value in pairs] == sorted((value for _, value in pairs), reverse=True)
+    assert client.scorer.budget.spent.scored == 60
+
+
+# The search ----------------------------------------------------------------------------------
+
+
+@dataclass
+class TableBackend(ToyBackend):
+    """Probabilities of the first label word by token ids; of the second, the rest."""
+
+    table: dict[Ids, float] = field(default_factory=dict)
+
+    async def score(self, prompts: Sequence[Prompt], words: Sequence[int]) -> Scores:
+        first = np.array([self.table[prompt.ids] for prompt in prompts])
+        scores = await super().score(prompts, words)
+        return replace(scores, logprobs=np.log(np.stack([first, 1.0 - first], axis=1)))
+
+
+def text(number: int, own: int = 500) -> EncodedText:
+    """One token that tells the texts apart, one of the text's own, one of the template's."""
+    return EncodedText((), (number, own, 7), (1,))
+
+
+async def search_loss(
+    table: dict[Ids, float], labels: list[int], reference: Reference, prompt: Ids, plan: Plan = PLAN
+) -> float:
+    """The loss that a client with texts 0, 1, ... tells when every candidate is `prompt`."""
+    client = table_client(TableBackend(table=table), [text(i) for i in range(len(labels))], labels)
+    searched = await client.search(BROADCAST, OnePrompt(prompt), plan, reference)
+    return searched.update.loss
+
+
+async def test_the_loss_of_label_words_alone_is_the_mean_cross_entropy() -> None:
+    table = {(5, 0, 500, 7): 0.5, (5, 1, 500, 7): 0.75, (5, 2, 500, 7): 0.125}
+    loss = await search_loss(table, [0, 1, 0], Reference((), PLAIN), (5,))
+    assert loss == pytest.approx((1 + 2 + 3) * LN2 / 3, rel=1e-6)
+
+
+async def test_equation_7_is_the_mean_of_ratios_of_losses_with_and_without_disturbed_texts() -> None:
+    clean = {(5, 0, 500, 7): 0.5, (5, 1, 500, 7): 0.75, (5, 2, 500, 7): 0.125}  # losses 1, 2, 3 ln 2
+    clouded = {(5, 0, 0, 7): 0.25, (5, 1, 0, 7): 0.5, (5, 2, 0, 7): 0.25}  # losses 2, 1, 2 ln 2
+    plan = replace(PLAN, perturb=1.0, vocabulary=1)  # every token of a text becomes token 0
+    loss = await search_loss(clean | clouded, [0, 1, 0], Reference((), PLAIN), (5,), plan)
+    assert loss == pytest.approx((1 / 2 + 2 / 1 + 3 / 2) / 3, rel=1e-6)
+
+
+async def test_equation_7_stays_finite_where_a_disturbed_text_has_no_loss() -> None:
+    table = {(5, 0, 500, 7): 0.5, (5, 0, 0, 7): 1.0 - 1e-12}
+    plan = replace(PLAN, perturb=1.0, vocabulary=1)
+    assert math.isfinite(await search_loss(table, [0], Reference((), PLAIN), (5,), plan))
+
+
+async def test_disturbed_texts_keep_their_length_the_template_and_are_drawn_anew_each_round() -> None:
+    toy = ToyBackend()
+    client = await make_client(backend=toy, train=6)
+    plan = replace(PLAN, iterations=1, perturb=0.3, vocabulary=256)
+    prompt = await start_ids()
+    asked: list[set[Ids]] = []
+    for number in range(2):
+        toy.answered.clear()
+        await client.search(replace(BROADCAST, round=number), OnePrompt(prompt), plan, FIVE)
+        asked.append({ids for ids, _ in toy.answered})
+    own = {t.with_prompt(prompt).ids: t for t in client._train.texts}
+    disturbed = asked[0] - set(own)
+    assert len(disturbed) == 6
+    template = len(prompt) + len(await toy.tokenize("Text:"))
+    for ids in disturbed:
+        assert any(_alike(original, ids, template) for original in own if len(original) == len(ids))
+    assert not disturbed & asked[1]
+
+
+def _alike(original: Ids, disturbed: Ids, template: int) -> bool:
+    """Whether what stands around the text is the same, and a token of the text itself still is."""
+    own = original[template:-2], disturbed[template:-2]
+    around = original[:template] == disturbed[:template] and original[-2:] == disturbed[-2:]
+    return around and any(a == b for a, b in zip(*own, strict=True))
+
+
+ANCHOR = {(3, 0, 500, 7): 0.5, (3, 1, 500, 7): 0.75, (3, 2, 500, 7): 0.125}
+REFERENCE = Reference((3,), BIASED)
+
+
+def reference_loss() -> float:
+    """By hand: logits are half the log-probabilities and a quarter of a nat for the first label."""
+    total = 0.0
+    for label, p in zip((0, 1, 0), ANCHOR.values(), strict=True):
+        odds = 0.5 * (math.log(p) - math.log(1 - p)) + 0.5
+        total += math.log1p(math.exp(-odds if label == 0 else odds))
+    return total / 3
+
+
+async def test_a_candidate_equal_to_the_reference_has_exactly_the_reference_s_loss() -> None:
+    assert await search_loss(ANCHOR, [0, 1, 0], REFERENCE, (3,)) == pytest.approx(reference_loss(), rel=1e-6)
+    client = table_client(TableBackend(table=ANCHOR), [text(i) for i in range(3)], [0, 1, 0])
+    rows = await client.scorer.score((3,), [text(i) for i in range(3)])
+    plain = cross_entropy(BIASED.logits(rows), np.array([0, 1, 0])).mean()
+    assert await search_loss(ANCHOR, [0, 1, 0], REFERENCE, (3,)) == pytest.approx(float(plain), abs=1e-15)
+
+
+async def test_a_prompt_that_moves_all_texts_alike_gains_nothing_from_it() -> None:
+    def pushed(p: float) -> float:
+        """The same odds, four times as high."""
+        return 4 * p / (4 * p + 1 - p)
+
+    table = ANCHOR | {(4, *ids[1:]): pushed(p) for ids, p in ANCHOR.items()}
+    assert await search_loss(table, [0, 1, 0], REFERENCE, (4,)) == pytest.approx(reference_loss(), rel=1e-5)
+    # With label words alone nothing would be fitted again, so the push counts.
+    plain = await search_loss(table, [0, 1, 0], Reference((3,), PLAIN), (4,))
+    assert plain != pytest.approx(await search_loss(table, [0, 1, 0], Reference((3,), PLAIN), (3,)), rel=1e-2)
+
+
+async def test_the_same_broadcast_gives_the_same_update_and_another_client_or_round_another() -> None:
+    prompt = await start_ids()
+    reference = Reference(prompt, Verbalizer.from_words(WORDS, GROUPS))
+    space = WordSpace()
+
+    async def search(key: int = 0, number: int = 0) -> tuple[float, ...]:
+        client = await make_client(key=key)
+        searched = await client.search(replace(BROADCAST, round=number), space, PLAN, reference)
+        return (*searched.update.mean, *searched.update.step_sizes, searched.update.loss)
+
+    assert await search() == await search()
+    assert await search() != await search(key=1)
+    assert await search() != await search(number=1)
+
+
+async def test_a_search_improves_on_where_it_began() -> None:
+    client = await make_client()
+    reference = Reference(await start_ids(), Verbalizer.from_words(WORDS, GROUPS))
+    plan = replace(PLAN, population=8, iterations=4)
+    space = WordSpace()
+    searched = await client.search(BROADCAST, space, plan, reference)
+    begun, best = [
+        (await client.evaluate(space.decode(z), reference.verbalizer, "train")).mean_loss
+        for z in (BROADCAST.mean, searched.best)
+    ]
+    assert best < begun
+    assert 0 < searched.distinct <= 1
+    assert len(searched.update.step_sizes) == 4
+    assert searched.update.n == 12
+
+
+async def test_a_minibatch_is_the_same_for_a_generation_s_candidates_and_another_for_the_next() -> None:
+    toy = Listening()
+    client = await make_client(backend=toy, train=12)
+    plan = Plan(population=4, iterations=3, minibatch=5, loss=cross_entropy)
+    await client.search(BROADCAST, Unseen(), plan, FIVE)
+    assert [len(batch) for batch in toy.batches] == [5] * 13  # three generations of four, and the mean
+    generations = [set(toy.batches[i : i + 4]) for i in (0, 4, 8)]
+    assert all(len(generation) == 1 for generation in generations)
+    assert len(set.union(*generations)) > 1
+
+
+@dataclass
+class Listening(ToyBackend):
+    """Remembers what stood after the first token in each request."""
+
+    batches: list[frozenset[Ids]] = field(default_factory=list)
+
+    async def score(self, prompts: Sequence[Prompt], words: Sequence[int]) -> Scores:
+        self.batches.append(frozenset(prompt.ids[1:] for prompt in prompts))
+        return await super().score(prompts, words)
+
+
+@dataclass
+class Unseen:
+    """Every prompt is a new one, of one token."""
+
+    numbers: Iterator[int] = field(default_factory=count)
+    dimension: int = 2
+    identity: dict[str, object] = field(default_factory=dict)
+
+    def decode(self, z: Floats) -> Ids:
+        return (next(self.numbers),)
+
+
+@pytest.mark.parametrize("limit", [12, 30, 60])
+async def test_a_client_whose_budget_ends_stops_early_with_what_it_has(limit: int) -> None:
+    client = await make_client(limits=Limits(scored=limit), train=12)
+    plan = replace(PLAN, population=6, iterations=10)
+    searched = await client.search(BROADCAST, WordSpace(), plan, FIVE)
+    assert searched.spent
+    assert limit - 12 < client.scorer.budget.spent.scored <= limit
+    assert searched.update.scored == client.scorer.budget.spent.scored
+    assert math.isfinite(searched.update.loss) and searched.update.loss < 100
+    decode_update(encode_update(searched.update))
+    assert searched.best.shape == searched.update.mean.shape == (2,)
+
+
+async def test_a_search_that_cannot_begin_says_so_and_has_no_cost() -> None:
+    client = await make_client(limits=Limits(scored=11), train=12)
+    searched = await client.search(BROADCAST, WordSpace(), PLAN, FIVE)
+    assert searched.spent and searched.update.scored == 0
+    np.testing.assert_array_equal(searched.update.mean, BROADCAST.mean)
+
+
+async def test_messages_of_a_round_with_500_coordinates_are_at_most_4096_bytes() -> None:
+    client = await make_client("x" * 128, train=4)
+    state = GlobalState.first(np.full(500, 0.125), 1.0)
+    plan = replace(PLAN, iterations=1)
+    broadcast = Broadcast(0, state.mean, 1.0)
+    searched = await client.search(broadcast, WordSpace(), plan, FIVE)
+    assert searched.update.mean.shape == (500,)
+    assert len(encode_state(state)) <= 4096
+    assert len(encode_update(searched.update)) <= 4096
+    many = replace(searched.update, step_sizes=(1.0,) * 40, round=2**40, n=2**40, scored=2**40)
+    assert len(encode_update(many)) <= 4096
+
+
+def test_the_toy_texts_differ() -> None:
+    """The checks above rely on it."""
+    assert len({row.text for row in make_examples(60, 0)}) == 60

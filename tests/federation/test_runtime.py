@@ -1,0 +1,333 @@
+"""A round: who is asked, who is left out and named, and that the order of arrival changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy import ToyBackend
+from toy_clients import GROUPS, PLAN, WORDS, WordSpace, make_client, make_clients
+
+from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT, GlobalState
+from fedbpt_api.errors import BackendError, QuorumError
+from fedbpt_api.federation.client import Client, Plan, Reference, Searched
+from fedbpt_api.federation.messages import Broadcast
+from fedbpt_api.federation.runtime import Answers, Round, Rules, ask_all, need_quorum, sample, search_round
+from fedbpt_api.prompts.space import PromptSpace
+from fedbpt_api.scoring.budget import BudgetSpent, Limits
+from fedbpt_api.scoring.scorer import Stopped
+from fedbpt_api.verbalizer import Verbalizer
+
+START = GlobalState.first(np.zeros(2), 1.0)
+REFERENCE = Reference((), Verbalizer.from_words(WORDS, GROUPS))
+
+
+async def play(
+    clients: Sequence[Client],
+    rules: Rules | None = None,
+    state: GlobalState = START,
+    plan: Plan = PLAN,
+    aggregator: Aggregator | None = None,
+) -> Round:
+    """A round with the toy's defaults."""
+    merging = aggregator if aggregator is not None else FedBPT()
+    return await search_round(clients, state, merging, WordSpace(), plan, REFERENCE, rules or Rules())
+
+
+class Altered(Client):
+    """A client whose answer waits or is changed on its way."""
+
+    after: asyncio.Event | None = None
+    then: asyncio.Event | None = None
+    changes: dict[str, object]
+
+    async def search(
+        self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference
+    ) -> Searched:
+        searched = await super().search(broadcast, space, plan, reference)
+        if self.after is not None:
+            await self.after.wait()
+        ARRIVED.append(self.name)
+        if self.then is not None:
+            self.then.set()
+        return replace(searched, update=replace(searched.update, **vars(self).get("changes", {})))
+
+
+ARRIVED: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def nobody_has_arrived() -> Iterator[None]:
+    ARRIVED.clear()
+    yield
+
+
+async def arriving(order: Sequence[int]) -> list[Client]:
+    """Three clients that answer in this order, each only when the one before has."""
+    clients = await make_clients(3, kind=Altered)
+    before: asyncio.Event | None = None
+    for number in order:
+        client = clients[number]
+        assert isinstance(client, Altered)
+        client.after, client.then = before, asyncio.Event()
+        before = client.then
+    return clients
+
+
+# Who is left out -----------------------------------------------------------------------------
+
+
+async def test_a_round_asks_everybody_and_merges_what_they_found() -> None:
+    clients = await make_clients(3)
+    done = await play(clients)
+    assert done.missing == {}
+    assert sorted(done.searched) == ["client0", "client1", "client2"]
+    assert done.state.round == 1
+    assert done.state.mean.tolist() != START.mean.tolist()
+    updates = [searched.update for searched in done.searched.values()]
+    assert done.state == FedBPT().merge(START, [single(update) for update in updates])
+
+
+def single(update: object) -> object:
+    """The update as it arrives: in single precision."""
+    from fedbpt_api.aggregate import Update
+    from fedbpt_api.federation.messages import decode_update, encode_update
+
+    assert isinstance(update, Update)
+    return decode_update(encode_update(update))
+
+
+async def test_a_client_that_fails_is_named_and_the_others_are_merged_as_if_it_were_not_there() -> None:
+    broken = ToyBackend(fail_from=2)
+    clients = await make_clients(4, [ToyBackend(), broken])
+    done = await play(clients)
+    assert list(done.missing) == ["client1"]
+    assert "the toy fails at request 2" in done.missing["client1"]
+    assert sorted(done.searched) == ["client0", "client2", "client3"]
+
+    others = await make_clients(4)
+    assert done.state == (await play([others[0], others[2], others[3]])).state
+
+
+async def test_a_client_that_is_late_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = await make_clients(3, kind=Altered)
+    late = clients[1]
+    assert isinstance(late, Altered)
+    late.after = asyncio.Event()  # nobody sets it
+    others = asyncio.Event()
+    for client in (clients[0], clients[2]):
+        assert isinstance(client, Altered)
+        client.then = others
+    time_passes(monkeypatch, 31.0, lambda: len(ARRIVED) == 2)
+    done = await play(clients, Rules(timeout=30.0))
+    assert done.missing == {"client1": "no answer within 30 s"}
+    assert sorted(done.searched) == ["client0", "client2"]
+    assert done.state.round == 1
+
+
+async def test_a_client_whose_server_hangs_is_left_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    hung = ToyBackend(hold=asyncio.Event())
+    clients = await make_clients(3, [ToyBackend(), hung], kind=Altered)
+    time_passes(monkeypatch, 31.0, lambda: len(ARRIVED) == 2)
+    playing = asyncio.create_task(play(clients, Rules(timeout=30.0)))
+    for _ in range(2000):  # turns of the loop; far more than it takes
+        await asyncio.sleep(0)
+    try:
+        assert playing.done(), "the round still waits for a server that hangs"
+        assert (await playing).missing == {"client1": "no answer within 30 s"}
+    finally:
+        playing.cancel()
+        assert hung.hold is not None
+        hung.hold.set()
+        await asyncio.gather(playing, return_exceptions=True)
+
+
+def time_passes(monkeypatch: pytest.MonkeyPatch, seconds: float, when: object) -> None:
+    """The loop's clock stands still, and jumps once `when()` is true."""
+    assert callable(when)
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: seconds if when() else 0.0)
+
+
+async def test_below_the_quorum_the_round_ends_with_every_reason() -> None:
+    clients = await make_clients(4, [ToyBackend(fail_from=1) for _ in range(3)])
+    with pytest.raises(QuorumError) as raised:
+        await play(clients, Rules(quorum=0.5))
+    assert "only 1 of 4 clients answered" in raised.value.message
+    assert all(f"client{i}: the toy fails at request 1" in raised.value.message for i in range(3))
+    assert raised.value.hint
+    assert (await play(await make_clients(4, [ToyBackend(fail_from=1)] * 3), Rules(quorum=0.25))).missing
+
+
+@pytest.mark.parametrize(
+    ("asked", "quorum", "least"), [(4, 0.5, 2), (5, 0.5, 3), (3, 1.0, 3), (10, 0.3, 3), (7, 0.01, 1), (1, 1, 1)]
+)
+def test_a_quorum_is_a_share_of_the_asked_rounded_up(asked: int, quorum: float, least: int) -> None:
+    def answers(count: int) -> Answers[int]:
+        return Answers({str(i): i for i in range(count)}, {str(i): "no" for i in range(count, asked)})
+
+    need_quorum(answers(least), asked, quorum)
+    with pytest.raises(QuorumError):
+        need_quorum(answers(least - 1), asked, quorum)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"round": 5}, {"mean": np.zeros(3)}, {"population": 1}, {"mean": np.array([1e30, 0.0])}]
+)
+async def test_an_update_that_cannot_be_merged_is_left_out_and_named(changes: dict[str, object]) -> None:
+    clients = await make_clients(4, kind=Altered)
+    vars(clients[2])["changes"] = changes
+    done = await play(clients)
+    assert list(done.missing) == ["client2"]
+    others = await make_clients(4)
+    assert done.state == (await play([others[0], others[1], others[3]])).state
+
+
+async def test_updates_that_cannot_be_merged_do_not_count_for_the_quorum() -> None:
+    clients = await make_clients(3, kind=Altered)
+    for client in clients:
+        vars(client)["changes"] = {"round": 5}
+    with pytest.raises(QuorumError):
+        await play(clients, Rules(quorum=0.5))
+
+
+async def test_a_defect_is_raised_and_not_taken_for_a_failing_client() -> None:
+    clients = await make_clients(2)
+
+    async def question(client: Client) -> int:
+        return 1 // clients.index(client)
+
+    with pytest.raises(ZeroDivisionError):
+        await ask_all(clients, question)
+
+
+@pytest.mark.parametrize("ending", [BudgetSpent("tokens"), Stopped()])
+async def test_a_question_that_a_budget_or_the_user_ends_is_over_when_all_clients_are(
+    ending: Exception,
+) -> None:
+    clients = await make_clients(3)
+    ended: list[str] = []
+
+    async def question(client: Client) -> None:
+        if client is clients[0]:
+            raise ending
+        for _ in range(5):
+            await asyncio.sleep(0)
+        ended.append(client.name)
+
+    with pytest.raises(type(ending)):
+        await ask_all(clients, question)
+    assert ended == ["client1", "client2"]
+
+
+async def test_failures_are_answers_too() -> None:
+    clients = await make_clients(3)
+
+    async def question(client: Client) -> str:
+        if client is clients[1]:
+            raise BackendError("out of memory", "buy some")
+        return client.name.upper()
+
+    answers = await ask_all(clients, question)
+    assert answers.got == {"client0": "CLIENT0", "client2": "CLIENT2"}
+    assert answers.missing == {"client1": "out of memory"}
+
+
+# Budgets -------------------------------------------------------------------------------------
+
+
+async def test_each_client_s_budget_ends_its_own_search_only() -> None:
+    clients = await make_clients(2)
+    poor = await make_client("poor", key=7, limits=Limits(scored=84))
+    done = await play([*clients, poor], plan=replace(PLAN, iterations=6))
+    assert done.spent
+    assert [done.searched[name].spent for name in ("client0", "client1", "poor")] == [False, False, True]
+    assert poor.scorer.budget.spent.scored <= 84
+    assert len(done.searched["client0"].update.step_sizes) == 6
+    assert len(done.searched["poor"].update.step_sizes) < 6
+    assert done.missing == {}
+
+
+@pytest.mark.parametrize("limit", [11, 12, 24])
+async def test_budgets_that_end_in_the_first_generation_end_the_round_without_an_error(limit: int) -> None:
+    """11 are not enough for one prompt, 12 and 24 for less than half a generation of 6."""
+    clients = [await make_client(f"client{key}", key=key, limits=Limits(scored=limit)) for key in range(3)]
+    done = await play(clients, plan=replace(PLAN, population=6))
+    assert done.spent
+    assert done.missing == {}
+    assert [client.scorer.budget.spent.scored for client in clients] == [limit // 12 * 12] * 3
+
+
+# Order, sampling and size --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aggregator", [FedBPT(), FedBPT("reference"), FedAvg()])
+async def test_the_order_of_arrival_and_of_asking_does_not_matter(aggregator: Aggregator) -> None:
+    states: list[GlobalState] = []
+    for order in permutations(range(3)):
+        ARRIVED.clear()
+        clients = await arriving(order)
+        done = await play([clients[i] for i in reversed(order)], aggregator=aggregator)
+        assert [f"client{i}" for i in order] == ARRIVED
+        assert list(done.searched) == ["client0", "client1", "client2"]
+        states.append(done.state)
+    assert all(state == states[0] for state in states)
+    assert states[0].mean.tobytes() == states[-1].mean.tobytes()
+
+
+async def test_rounds_in_a_row_do_not_depend_on_who_is_slow() -> None:
+    async def two_rounds(turns: list[tuple[int, ...]]) -> GlobalState:
+        clients = await make_clients(3, [ToyBackend(turns=t) for t in turns])
+        state = (await play(clients)).state
+        return (await play(clients, state=state)).state
+
+    assert await two_rounds([(), (), ()]) == await two_rounds([(9,) * 40, (0, 5) * 20, (3, 0, 1) * 10])
+
+
+class Named(Client):
+    """A client that only has a name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+@given(st.integers(1, 12), st.floats(0.01, 1.0), st.integers(0, 2**31), st.integers(0, 50))
+def test_a_share_of_the_clients_is_asked_the_same_ones_for_the_same_seed_and_round(
+    count: int, share: float, seed: int, number: int
+) -> None:
+    clients: list[Client] = [Named(str(i)) for i in range(count)]
+    asked = sample(clients, share, seed, number)
+    assert asked == sample(list(clients), share, seed, number)
+    assert len(asked) == len(set(asked)) >= 1
+    assert abs(len(asked) - share * count) <= 0.5 or len(asked) == 1
+    assert [clients.index(client) for client in asked] == sorted(clients.index(client) for client in asked)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.34, 0.5, 0.9])
+def test_over_the_rounds_everybody_is_asked(share: float) -> None:
+    clients: list[Client] = [Named(str(i)) for i in range(8)]
+    rounds = [tuple(client.name for client in sample(clients, share, 3, number)) for number in range(60)]
+    assert {name for names in rounds for name in names} == {client.name for client in clients}
+    assert len(set(rounds)) > 1
+    assert rounds != [tuple(c.name for c in sample(clients, share, 4, number)) for number in range(60)]
+
+
+def test_with_full_participation_all_are_asked() -> None:
+    clients: list[Client] = [Named(str(i)) for i in range(5)]
+    assert sample(clients, 1.0, 0, 3) == clients
+
+
+async def test_the_bytes_of_a_round_are_counted_and_small() -> None:
+    done = await play(await make_clients(3))
+    assert 0 < done.bytes_up <= 4096
+    assert 0 < done.bytes_down <= 4096
+    wide = GlobalState.first(np.zeros(500), 1.0)
+    done = await play([await make_client(train=2)], state=wide, plan=replace(PLAN, iterations=1))
+    assert 2000 < done.bytes_up <= 4096
+    assert 2000 < done.bytes_down <= 4096
