@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from toy import IDS, LABEL_WORDS, PROMPT, TEMPLATE, ToyBackend, make_task
 
 from fedbpt_api.federation.client import Client, Plan
 from fedbpt_api.prompts.space import Ids
@@ -15,6 +14,7 @@ from fedbpt_api.scoring.budget import Budget, Limits
 from fedbpt_api.scoring.encode import EncodedSet, EncodedText, Encoder
 from fedbpt_api.scoring.losses import cross_entropy
 from fedbpt_api.scoring.scorer import Scorer
+from toy import IDS, LABEL_WORDS, PROMPT, TEMPLATE, ToyBackend, make_task
 
 LABEL_IDS: Ids = (IDS[" negative"], IDS[" positive"])
 WORDS: Ids = (*LABEL_IDS, IDS[" neutral"], IDS[" text"], IDS[" mood"])
@@ -67,7 +67,9 @@ async def make_client(
     return kind(name, key, 0, scorer, await encoder.labelled(data.train), await encoder.labelled(data.dev))
 
 
-async def make_clients(count: int, backends: Sequence[Backend] = (), kind: type[Client] = Client) -> list[Client]:
+async def make_clients(
+    count: int, backends: Sequence[Backend] = (), kind: type[Client] = Client
+) -> list[Client]:
     """Clients "client0", "client1", ...; each with a toy of its own where none is given for it."""
     given = [*backends, *(ToyBackend() for _ in range(count - len(backends)))]
     return [

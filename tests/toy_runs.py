@@ -9,12 +9,12 @@ from pathlib import Path
 
 import orjson
 import pytest
-from toy import PROMPT, Toys
 
 from fedbpt_api.data import write_examples
 from fedbpt_api.run.config import Settings, build_settings
 from fedbpt_api.scoring import registry
 from fedbpt_api.task import ClientData, Task
+from toy import PROMPT, Toys
 
 Values = dict[str, object]
 
@@ -98,7 +98,9 @@ def without_times(path: Path) -> object:
     return _SECONDS_CELL.sub("<td>seconds</td>", path.read_text(encoding="utf-8"))
 
 
-_SECONDS_CELL = re.compile(r"<td>\d+\.\d</td>(?=<td>[\d,]+</td><td>[\d,]+</td></tr>)")  # before the two of bytes
+_SECONDS_CELL = re.compile(
+    r"<td>\d+\.\d</td>(?=<td>[\d,]+</td><td>[\d,]+</td></tr>)"
+)  # before the two of bytes
 
 
 def _timeless(value: object) -> object:

@@ -29,8 +29,9 @@ class Assessment:
         text: The prompt.
         verbalizer: Fitted on the training texts of all clients.
         train_loss: Mean cross-entropy over training texts held out by cross-validation.
-        loss: The same over training and development texts together: the number that chooses. Infinite
-            where the training texts alone ruled the prompt out.
+        loss: The same over training and development texts together: the number that chooses. For a prompt
+            that was searched for on the training texts, they count as the search's centre did, or worse.
+            Infinite where the training texts alone ruled the prompt out.
         dev: Sums over the development texts.
         by_client: The same for each client.
     """
@@ -60,12 +61,15 @@ class Assessor:
         parties: Who is asked.
         settings: The run's.
         tell: Where events go.
+        known: What was assessed.
+        centre: The prompt that is being searched around, once there is one.
     """
 
     parties: Parties
     settings: Settings
     tell: Callable[[Event], None]
     known: dict[Ids, Assessment] = field(default_factory=dict)
+    centre: Assessment | None = None
 
     def best(self) -> Assessment:
         """The prompt with the smallest held-out loss; the earlier one where two are equal.
@@ -99,12 +103,13 @@ class Assessor:
             sums = await ask_all(parties.clients, lambda c: c.evaluate(ids, verbalizer))
             need_quorum(sums, asked, quorum)
         dev = _total(sums)
+        counted = max(train_loss, self.centre.train_loss) if self.centre else train_loss
         assessment = Assessment(
             ids=ids,
             text=await parties.backend.detokenize(ids),
             verbalizer=verbalizer,
             train_loss=train_loss,
-            loss=(report.n * train_loss + dev.loss) / (report.n + dev.n) if sums.got else math.inf,
+            loss=(report.n * counted + dev.loss) / (report.n + dev.n) if sums.got else math.inf,
             dev=dev,
             by_client=dict(sums.got),
         )

@@ -15,8 +15,8 @@ from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.task import Example
 
-_SHARE = 0.2  # of the scored examples that the starting prompts may take
-_MOST = 16  # draws of made-up examples
+_SHARE = 0.4  # of the scored examples that the starting prompts may take
+_MOST = 48  # draws of made-up examples
 
 
 async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessment, CodebookSpace]:

@@ -125,6 +125,7 @@ class Tuner:
             codebook = await codebook_for(parties.backend, self.settings.search.coordinates)
             self._phase = "starting prompts"
             centre, self._space = await choose_origin(assessor, codebook)
+            assessor.centre = centre
             self._add_round(self._record(clock, centre, None, self.settings.search.sigma))
             return await self._search(parties, assessor, self._space, centre)
         except BudgetSpent:

@@ -4,9 +4,9 @@
    standardised words, at most 30 and fewer with many labels (little is lost, and messages stay small).
 2. One model per candidate strength on all texts, by `Descent`; curvature travels once, at the start.
 3. From there the models of the folds, four exchanges; then their losses on the texts left out.
-4. The simplest candidate within half a standard error of the best: label words, bias, scale and bias,
-   weights from the strongest penalty to the weakest. (The error is that of the difference to the best on
-   the same texts.) Its model is refined until it has converged, and folded back to the words.
+4. The simplest candidate within half a standard error of the best: bias, scale and bias, weights from the
+   strongest penalty to the weakest. (The error is that of the difference to the best on the same texts.)
+   Its model is refined until it has converged, and folded back to the words.
 
 Nothing here knows how messages travel: `protocol` is a generator of messages that is sent the answers.
 """

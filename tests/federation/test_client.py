@@ -10,7 +10,6 @@ from itertools import count
 
 import numpy as np
 import pytest
-from toy import ToyBackend, make_examples, make_task
 from toy_clients import (
     GROUPS,
     LABEL_IDS,
@@ -35,6 +34,7 @@ from fedbpt_api.verbalizer import ClientFit, Verbalizer, fit_over_clients
 from fedbpt_api.verbalizer.messages import WordSums
 from fedbpt_api.verbalizer.messages import decode as decode_fit
 from fedbpt_api.verbalizer.messages import encode as encode_fit
+from toy import ToyBackend, make_examples, make_task
 
 # No other length in what is sent is one of these: an axis of such a length would be one of texts.
 N_TRAIN, N_DEV = 23, 19
@@ -43,6 +43,7 @@ PLAIN = Verbalizer.from_words(LABEL_IDS, GROUPS)
 FIVE = Reference((), Verbalizer.from_words(WORDS, GROUPS))
 BIASED = Verbalizer.from_bias(LABEL_IDS, GROUPS, 0.5, np.array([0.25, -0.25]))
 LN2 = math.log(2.0)
+Table = dict[Ids, float]
 
 
 # What leaves a client ------------------------------------------------------------------------
@@ -258,7 +259,7 @@ async def test_at_most_500_pairs_are_sent_for_the_word_list() -> None:
 class TableBackend(ToyBackend):
     """Probabilities of the first label word by token ids; of the second, the rest."""
 
-    table: dict[Ids, float] = field(default_factory=dict)
+    table: Table = field(default_factory=dict)
 
     async def score(self, prompts: Sequence[Prompt], words: Sequence[int]) -> Scores:
         first = np.array([self.table[prompt.ids] for prompt in prompts])
@@ -272,7 +273,7 @@ def text(number: int, own: int = 500) -> EncodedText:
 
 
 async def search_loss(
-    table: dict[Ids, float], labels: list[int], reference: Reference, prompt: Ids, plan: Plan = PLAN
+    table: Table, labels: list[int], reference: Reference, prompt: Ids, plan: Plan = PLAN
 ) -> float:
     """The loss that a client with texts 0, 1, ... tells when every candidate is `prompt`."""
     client = table_client(TableBackend(table=table), [text(i) for i in range(len(labels))], labels)
@@ -281,21 +282,21 @@ async def search_loss(
 
 
 async def test_the_loss_of_label_words_alone_is_the_mean_cross_entropy() -> None:
-    table = {(5, 0, 500, 7): 0.5, (5, 1, 500, 7): 0.75, (5, 2, 500, 7): 0.125}
+    table: Table = {(5, 0, 500, 7): 0.5, (5, 1, 500, 7): 0.75, (5, 2, 500, 7): 0.125}
     loss = await search_loss(table, [0, 1, 0], Reference((), PLAIN), (5,))
     assert loss == pytest.approx((1 + 2 + 3) * LN2 / 3, rel=1e-6)
 
 
 async def test_equation_7_is_the_mean_of_ratios_of_losses_with_and_without_disturbed_texts() -> None:
-    clean = {(5, 0, 500, 7): 0.5, (5, 1, 500, 7): 0.75, (5, 2, 500, 7): 0.125}  # losses 1, 2, 3 ln 2
-    clouded = {(5, 0, 0, 7): 0.25, (5, 1, 0, 7): 0.5, (5, 2, 0, 7): 0.25}  # losses 2, 1, 2 ln 2
+    clean: Table = {(5, 0, 500, 7): 0.5, (5, 1, 500, 7): 0.75, (5, 2, 500, 7): 0.125}  # losses 1, 2, 3 ln 2
+    clouded: Table = {(5, 0, 0, 7): 0.25, (5, 1, 0, 7): 0.5, (5, 2, 0, 7): 0.25}  # losses 2, 1, 2 ln 2
     plan = replace(PLAN, perturb=1.0, vocabulary=1)  # every token of a text becomes token 0
     loss = await search_loss(clean | clouded, [0, 1, 0], Reference((), PLAIN), (5,), plan)
     assert loss == pytest.approx((1 / 2 + 2 / 1 + 3 / 2) / 3, rel=1e-6)
 
 
 async def test_equation_7_stays_finite_where_a_disturbed_text_has_no_loss() -> None:
-    table = {(5, 0, 500, 7): 0.5, (5, 0, 0, 7): 1.0 - 1e-12}
+    table: Table = {(5, 0, 500, 7): 0.5, (5, 0, 0, 7): 1.0 - 1e-12}
     plan = replace(PLAN, perturb=1.0, vocabulary=1)
     assert math.isfinite(await search_loss(table, [0], Reference((), PLAIN), (5,), plan))
 
@@ -326,7 +327,7 @@ def _alike(original: Ids, disturbed: Ids, template: int) -> bool:
     return around and any(a == b for a, b in zip(*own, strict=True))
 
 
-ANCHOR = {(3, 0, 500, 7): 0.5, (3, 1, 500, 7): 0.75, (3, 2, 500, 7): 0.125}
+ANCHOR: Table = {(3, 0, 500, 7): 0.5, (3, 1, 500, 7): 0.75, (3, 2, 500, 7): 0.125}
 REFERENCE = Reference((3,), BIASED)
 
 
@@ -352,7 +353,7 @@ async def test_a_prompt_that_moves_all_texts_alike_gains_nothing_from_it() -> No
         """The same odds, four times as high."""
         return 4 * p / (4 * p + 1 - p)
 
-    table = ANCHOR | {(4, *ids[1:]): pushed(p) for ids, p in ANCHOR.items()}
+    table: Table = ANCHOR | {(4, *ids[1:]): pushed(p) for ids, p in ANCHOR.items()}
     assert await search_loss(table, [0, 1, 0], REFERENCE, (4,)) == pytest.approx(reference_loss(), rel=1e-5)
     # With label words alone nothing would be fitted again, so the push counts.
     plain = await search_loss(table, [0, 1, 0], Reference((3,), PLAIN), (4,))
