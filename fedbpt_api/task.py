@@ -17,6 +17,7 @@ from fedbpt_api.errors import ConfigError
 
 Place = Literal["before", "after"]
 Part = Literal["train", "dev", "test"]
+Marked = tuple[str, bool]
 
 PROMPT = "prompt"
 TEXT_SLOTS = ("text", "text_a", "text_b")
@@ -148,15 +149,20 @@ class Template:
         Raises:
             ConfigError: If the template asks for a pair and the example has one text.
         """
+        before, after = self.marked_pieces(example)
+        return tuple(piece for piece, _ in before), tuple(piece for piece, _ in after)
+
+    def marked_pieces(self, example: Example) -> tuple[tuple[Marked, ...], tuple[Marked, ...]]:
+        """As `pieces`, each piece with whether it is a text of the example (else the template's own)."""
         before, after = self._split(example)
         return _shift_blanks(before), _shift_blanks(after)
 
     def fill(self, example: Example, prompt: str) -> str:
         """The whole input as text, with `prompt` in its place."""
         before, after = self._split(example)
-        return "".join([*before, prompt, *after])
+        return "".join([*(piece for piece, _ in before), prompt, *(piece for piece, _ in after)])
 
-    def _split(self, example: Example) -> tuple[list[str], list[str]]:
+    def _split(self, example: Example) -> tuple[list[Marked], list[Marked]]:
         """Literals and texts in order, before and after the prompt's place."""
         if self.is_pair and example.text_b is None:
             raise ConfigError(
@@ -164,15 +170,15 @@ class Template:
                 "name the column of the second text with columns.text_b, or use {text} in the template",
             )
         fillings = {"text": example.text, "text_a": example.text, "text_b": example.text_b or ""}
-        groups: list[list[str]] = [[]]
+        groups: list[list[Marked]] = [[]]
         # A split by a pattern with one group alternates between literals and the names of slots.
         for index, part in enumerate(SLOT.split(self.source)):
             if index % 2 == 0:
-                groups[-1].append(part)
+                groups[-1].append((part, False))
             elif part == PROMPT:
                 groups.append([])
             else:
-                groups[-1].append(fillings[part])
+                groups[-1].append((fillings[part], True))
         if len(groups) == 1:
             return [], groups[0]
         before, after = groups
@@ -307,18 +313,18 @@ def _data_warnings(task: Task) -> Iterator[str]:
         )
 
 
-def _shift_blanks(pieces: Iterable[str]) -> tuple[str, ...]:
+def _shift_blanks(pieces: Iterable[Marked]) -> tuple[Marked, ...]:
     """Move blanks at the end of a piece to the beginning of the next and drop empty pieces."""
-    full = [piece for piece in pieces if piece]
-    shifted: list[str] = []
+    full = [(piece, is_text) for piece, is_text in pieces if piece]
+    shifted: list[Marked] = []
     carried = ""
-    for piece in full[:-1]:
+    for piece, is_text in full[:-1]:
         whole = carried + piece
         bare = whole.rstrip(" ")
         carried = whole[len(bare) :]
-        shifted.append(bare)
-    shifted.extend(carried + piece for piece in full[-1:])
-    return tuple(piece for piece in shifted if piece)
+        shifted.append((bare, is_text))
+    shifted.extend((carried + piece, is_text) for piece, is_text in full[-1:])
+    return tuple((piece, is_text) for piece, is_text in shifted if piece)
 
 
 def _join(names: Iterable[str]) -> str:

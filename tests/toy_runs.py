@@ -33,7 +33,14 @@ def make_values(task: Task, changes: Mapping[str, object] | None = None) -> Valu
         "clients": [{"name": client.name, "train": f"{client.name}.jsonl"} for client in task.clients],
         "budget": {"scored": 2000},
         "backend": {"kind": "toy"},
-        "search": {"positions": 2, "coordinates": 2, "popsize": 4, "iterations": 1, "rounds": 2},
+        "search": {
+            "form": "words",
+            "positions": 2,
+            "coordinates": 2,
+            "popsize": 4,
+            "iterations": 1,
+            "rounds": 2,
+        },
         "verbalizer": {"words": 12, "folds": 4},
     }
     for key, value in (changes or {}).items():

@@ -152,6 +152,7 @@ class LlamaModel:
         return tuple(out[:n])
 
     def piece(self, token: int) -> bytes:
+        self._check((token,))
         buffer = c.create_string_buffer(512)
         n = self._lib.llama_token_to_piece(self._vocab, token, buffer, 512, 0, True)
         return buffer.raw[: max(n, 0)]
@@ -161,12 +162,25 @@ class LlamaModel:
     ) -> Iterator[tuple[npt.NDArray[np.float64], int]]:
         """For each (token ids, stem length): next-token log-probabilities [V] and tokens re-used."""
         for ids, shared in inputs:
+            self._check(ids)
             stem = ids[: min(shared, len(ids) - 1)]
-            slot, reused = self._place(stem)
-            logits = self._decode(ids[len(stem) :], len(stem), slot, want=True)
+            try:
+                slot, reused = self._place(stem)
+                logits = self._decode(ids[len(stem) :], len(stem), slot, want=True)
+            except BackendError:
+                self._forget(stem)
+                raise
             self._lib.llama_memory_seq_rm(self._memory, slot, len(stem), -1)
             shifted = logits - logits.max()
             yield shifted - np.log(np.exp(shifted).sum()), reused
+
+    def _check(self, ids: Sequence[int]) -> None:
+        """The library takes any number for a token id, and dies of a wrong one."""
+        if not ids or not all(0 <= token < self.n_vocab for token in ids):
+            raise BackendError(
+                f"expected token ids from 0 to {self.n_vocab - 1}, got {list(ids)[:8]}",
+                "were these ids made for another model?",
+            )
 
     def _place(self, stem: tuple[int, ...]) -> tuple[int, int]:
         """The slot that holds `stem`, evaluated now if no slot does; and how many tokens that saved."""
@@ -179,6 +193,13 @@ class LlamaModel:
         if stem:
             self._decode(stem, 0, slot, want=False)
         return slot, 0
+
+    def _forget(self, stem: tuple[int, ...]) -> None:
+        """Empty the slot of a stem that may be half evaluated."""
+        slot = self._stems.pop(stem, None)
+        if slot is not None:
+            self._lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
+            self._free.append(slot)
 
     def _decode(self, ids: tuple[int, ...], start: int, slot: int, *, want: bool) -> npt.NDArray[np.float64]:
         batch, last = self._batch, len(ids) - 1

@@ -50,6 +50,9 @@ async def open_backend(
             prompt, as many as there are examples, at most 256.
         threads: Processor threads; all cores where not given.
     """
+    for key, value in (("context", context), ("slots", slots), ("threads", threads or 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"backend.{key}: expected a whole number above 0, got {value!r}")
     if base_url is not None:
         return await LlamaServer.connect(base_url, context)
     if not 1 <= slots <= 256:
@@ -125,6 +128,8 @@ class EmbeddedLlama:
     # On the worker thread -----------------------------------------------------------------
 
     def _score(self, prompts: tuple[Prompt, ...], words: npt.NDArray[np.intp]) -> Scores:
+        if not all(0 <= word < self._open.n_vocab for word in words):
+            raise BackendError("a named word is not a token of this model", "was it made for another model?")
         rows, mass, cached = np.empty((len(prompts), len(words))), np.empty(len(prompts)), 0
         for i, (full, reused) in enumerate(self._evaluate(prompts)):
             mass[i] = np.exp(full[words]).sum()
@@ -135,7 +140,7 @@ class EmbeddedLlama:
     def _top_words(self, prompts: tuple[Prompt, ...], k: int) -> tuple[list[dict[int, float]], Usage]:
         lists, cached = [], 0
         for full, reused in self._evaluate(prompts):
-            best = np.argpartition(-full, k)[:k]
+            best = np.argsort(-full, kind="stable")[:k]
             lists.append({int(token): float(full[token]) for token in sorted(best)})
             cached += reused
         return lists, _usage(prompts, cached)

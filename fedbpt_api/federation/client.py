@@ -79,12 +79,21 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """What a local search gives: the update for the server, and facts for the progress display."""
+    """What a local search gives: the update for the server, and facts for the progress display.
+
+    Attributes:
+        update: What travels.
+        best: z of its best candidate.
+        distinct: Share of distinct prompts among its candidates.
+        spent: Whether its budget ended it.
+        moved: Whether it finished a generation that it could learn from.
+    """
 
     update: Update
     best: Floats
     distinct: float
     spent: bool
+    moved: bool
 
 
 class Client:
@@ -177,17 +186,18 @@ class Client:
                 loss = await self._loss(space.decode(mean), batch, perturbed, plan, reference)
             except BudgetSpent:
                 spent = True
+        steps = cma_es.step_sizes(state)
         update = Update(
             client=self.name,
             round=broadcast.round,
             mean=mean,
             loss=loss if np.isfinite(loss) else 1e6,
-            step_sizes=cma_es.step_sizes(state),
+            step_sizes=steps or (broadcast.sigma,),
             population=plan.population,
             n=self.n_train,
             scored=self.scorer.budget.spent.scored - before,
         )
-        return Searched(update, best, distinct_share(prompts), spent)
+        return Searched(update, best, distinct_share(prompts), spent, bool(steps))
 
     async def _loss(
         self,

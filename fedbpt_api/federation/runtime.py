@@ -139,22 +139,23 @@ async def search_round(
 
     answers = await ask_all(clients, search, rules.timeout)
     updates: dict[str, Update] = {}
-    missing = dict(answers.missing)
+    accepted: Answers[Searched] = Answers(missing=dict(answers.missing))
     for name, (searched, up) in sorted(answers.got.items()):
         update = decode_update(up)
         try:
             check_updates(state, [update])
         except UpdateError as error:
-            missing[name] = error.message
-        else:
-            if searched.update.scored or not searched.spent:  # a search that could not begin says nothing
-                updates[name] = update
-    need_quorum(Answers(dict.fromkeys(answers.got, None), missing), len(clients), rules.quorum)
+            accepted.missing[name] = error.message
+            continue
+        accepted.got[name] = searched
+        if searched.moved:  # a search that learnt nothing has nothing to say
+            updates[name] = update
+    need_quorum(accepted, len(clients), rules.quorum)
     merged = aggregator.merge(state, updates.values()) if updates else state
     return Round(
         state=merged,
-        searched={name: searched for name, (searched, _) in sorted(answers.got.items())},
-        missing=missing,
+        searched=accepted.got,
+        missing=accepted.missing,
         bytes_up=max((len(up) for _, up in answers.got.values()), default=0),
         bytes_down=len(down),
     )

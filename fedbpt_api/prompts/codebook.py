@@ -179,13 +179,17 @@ async def demonstrations(
         positions: Words an example has.
         seed: Of the draw.
     """
-    head = await backend.tokenize(prompt) if prompt else ()
-    gap = await backend.tokenize("\n\n")
-    pieces: list[Ids | int] = [head]
+    body = prompt.rstrip("\n")
+    line = await backend.tokenize("\n")  # apart, as before a word; at the very end two are one token
+    lines = max(len(prompt) - len(body), 1) if prompt else 0
+    pieces: list[Ids | int] = [(await backend.tokenize(body) if body else ()) + line * lines]
     for before, after in shown:
-        pieces += [before, positions, after + gap]
+        pieces += [before, positions, after + line + line]
+    pieces[-1] = shown[-1][1] + await backend.tokenize("\n\n")
     rng = np.random.default_rng((seed, len(shown), positions))
-    chosen = rng.choice(len(codebook.tokens), len(shown) * positions, replace=False)
+    count = len(shown) * positions
+    words = np.flatnonzero(np.linalg.norm(codebook.coordinates, axis=1) >= _EMPTY)
+    chosen = rng.choice(words, count, replace=count > len(words))
     return CodebookSpace(codebook, tuple(pieces), codebook.coordinates[chosen])
 
 

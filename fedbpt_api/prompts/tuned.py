@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from fedbpt_api.errors import RunFolderError
+from fedbpt_api.errors import FedbptError, RunFolderError
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.task import LabelWords, Template
 from fedbpt_api.verbalizer import Verbalizer
@@ -60,6 +61,8 @@ class TunedPrompt:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TunedPrompt:
         """Raises RunFolderError where `data` is not such a file's content."""
+        if not isinstance(data, Mapping):
+            raise RunFolderError("it holds no JSON object", "is this really a prompt file?")
         if data.get("format") != FORMAT:
             raise RunFolderError(
                 f"this prompt file has format {data.get('format')!r}, this version reads {FORMAT}",
@@ -67,10 +70,10 @@ class TunedPrompt:
             )
         try:
             labels = data["labels"]
-            return cls(
+            prompt = cls(
                 text=str(data["prompt"]["text"]),
                 ids=tuple(int(i) for i in data["prompt"]["ids"]),
-                template=Template(str(data["template"])),
+                template=Template.parse(str(data["template"])),
                 label_words=LabelWords(tuple(labels), tuple(tuple(map(str, w)) for w in labels.values())),
                 word_texts=tuple(map(str, data["words"])),
                 verbalizer=Verbalizer.from_dict(data["verbalizer"]),
@@ -78,10 +81,25 @@ class TunedPrompt:
                 space=dict(data["space"]),
                 scores={str(k): float(v) for k, v in data["scores"].items()},
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            prompt._check()
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, FedbptError) as error:
             raise RunFolderError(
                 f"the prompt file is damaged: {type(error).__name__} {error}", "copy it again from its source"
             ) from error
+        return prompt
+
+    def _check(self) -> None:
+        """Raise ValueError where the parts do not fit each other."""
+        fits = {
+            "labels and their groups": len(self.label_words.labels) == len(self.verbalizer.groups) >= 2,
+            "words and their texts": len(self.word_texts) == len(self.verbalizer.words),
+            "token ids": all(0 <= i < 2**31 for i in (*self.ids, *self.verbalizer.words)),
+            "model": {"kind", "name", "fingerprint"} <= set(self.model),
+            "scores": all(math.isfinite(score) for score in self.scores.values()),
+        }
+        for what, fit in fits.items():
+            if not fit:
+                raise ValueError(f"its {what} do not fit")
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
@@ -111,9 +129,11 @@ def read_json(path: Path, limit: int) -> Any:
         if path.stat().st_size > limit:
             raise RunFolderError(f"{path} has more than {limit} bytes", "it was not written by fedbpt_api")
         return orjson.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise RunFolderError(
             f"{path} does not exist", "is this a run folder, and did the run get that far?"
         ) from None
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror}", "is it a file?") from error
     except orjson.JSONDecodeError as error:
         raise RunFolderError(f"{path} is not valid JSON: {error}", "copy it again from its source") from error

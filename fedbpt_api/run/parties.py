@@ -101,6 +101,8 @@ class Parties:
         )
 
     async def aclose(self) -> None:
+        for client in self.clients:
+            await client.scorer.aclose()
         for backend in self.backends:
             await backend.aclose()
 

@@ -26,7 +26,7 @@ class Contestant:
     verbalizer: Verbalizer
 
 
-async def test_prompts(
+async def final_test(
     parties: Parties, task: Task, contestants: Sequence[Contestant], progress: Callable[[int, int], None]
 ) -> TestReport:
     """Accuracies of all contestants and of the majority label, per client and together.

@@ -26,7 +26,7 @@ from fedbpt_api.run.folder import RunFolder
 from fedbpt_api.run.origins import choose_origin
 from fedbpt_api.run.parties import Parties, open_parties, versions
 from fedbpt_api.run.result import ClientRecord, RoundRecord, RunResult
-from fedbpt_api.run.testing import test_prompts
+from fedbpt_api.run.testing import final_test
 from fedbpt_api.scoring.backend import Floats, Usage
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.losses import named
@@ -202,7 +202,7 @@ class Tuner:
             self._tell(Testing(sum(len(client.test) for client in self.task.clients)))
             contestants = await assessor.contestants()
             try:
-                report = await test_prompts(parties, self.task, contestants, self._count_tested)
+                report = await final_test(parties, self.task, contestants, self._count_tested)
                 result = replace(result, test=report, spent=parties.spent())
             except Stopped:
                 result = replace(result, stopped="cancelled", spent=parties.spent())

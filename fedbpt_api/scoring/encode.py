@@ -79,14 +79,12 @@ class Encoder:
         return EncodedSet(await self.texts(examples), np.array(labels, dtype=np.intp))
 
     async def _encode(self, example: Example) -> EncodedText:
-        sides = self._template.pieces(example)
-        own = {t.strip() for t in (example.text, example.text_b) if t is not None}
         ids: list[list[int]] = [[], []]
         text: list[int] = []
-        for side, pieces in enumerate(sides):
-            for piece in pieces:
-                tokens = await self._tokens(piece, keep=piece.strip() not in own)
-                if piece.strip() in own:
+        for side, pieces in enumerate(self._template.marked_pieces(example)):
+            for piece, is_text in pieces:
+                tokens = await self._tokens(piece, keep=not is_text)
+                if is_text:
                     start = len(ids[0]) + len(ids[1])
                     text += range(start, start + len(tokens))
                 ids[side] += tokens

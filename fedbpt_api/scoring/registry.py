@@ -38,7 +38,7 @@ async def open_backend(kind: str, **options: object) -> Backend:
         )
     try:
         factory = points[kind].load()
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise BackendError(f"backend {kind!r} cannot be loaded: {error}", "install its extra") from error
     known = inspect.signature(factory).parameters
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):

@@ -1,14 +1,14 @@
 """The Scorer: de-duplication, budget and batching between one client and its backend.
 
-A pair (prompt, text) with the same named words is paid for once in a run. Work that was sent is
-always received and kept, also when the task that asked for it is cancelled meanwhile.
+A pair (prompt, text) with the same question is paid for once in a run. A request that was sent
+belongs to the scorer, not to the task that asked for it: when that task is cancelled, the request
+goes on in the background, and its answer is kept and counted when it comes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,10 @@ from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.encode import EncodedText
 
 Ids = tuple[int, ...]
-R = TypeVar("R")
-_CHUNK = 32  # pairs a call to the backend: small enough to stop soon, large enough to keep it busy
+Answer = npt.NDArray[np.float32] | dict[int, float]
+Question = tuple[str, Ids | int]  # the named words, or how many words a list has
+Key = tuple[Question, Ids, EncodedText]
+_CHUNK = 32  # pairs a request to the backend: small enough to stop soon, large enough to keep it busy
 
 
 class Stopped(Exception):
@@ -32,8 +34,7 @@ class Scorer:
     Args:
         backend: Who answers.
         budget: What may be spent; counted here.
-        words: The T named tokens, label words first. Fixed with `use_words` before scoring.
-        stopping: Asked before each call; True makes `score` raise `Stopped`.
+        stopping: Asked before each request; True makes the scorer raise `Stopped`.
     """
 
     def __init__(
@@ -43,10 +44,11 @@ class Scorer:
         self.budget = budget
         self.words: Ids = ()
         self._stopping = stopping
-        self._known: dict[tuple[Ids, EncodedText, Ids], npt.NDArray[np.float32]] = {}
+        self._known: dict[Key, Answer] = {}
+        self._sent: dict[Key, asyncio.Task[None]] = {}
 
     def use_words(self, words: Ids) -> None:
-        """Ask for these T tokens from now on."""
+        """Ask for these T tokens from now on, label words first."""
         self.words = words
 
     async def score(self, prompt: Ids, texts: Sequence[EncodedText]) -> Floats:
@@ -58,59 +60,85 @@ class Scorer:
             BackendError: The backend cannot answer.
         """
         words = self.words
-        missing = [t for t in dict.fromkeys(texts) if (prompt, t, words) not in self._known]
-        self.budget.count_duplicates(len(texts) - len(missing))
-        work = _work([t.with_prompt(prompt) for t in missing])
-        self.budget.reserve(work)
 
-        async def send(part: list[EncodedText]) -> None:
-            nonlocal work
-            prompts = [t.with_prompt(prompt) for t in part]
+        async def ask(prompts: Sequence[Prompt]) -> tuple[Sequence[Answer], Usage]:
             scores = await self.backend.score(prompts, words)
-            for text, row in zip(part, scores.logprobs, strict=True):
-                self._known[prompt, text, words] = row.astype(np.float32)
-            sent = _work(prompts)
-            work = work - sent
-            self.budget.settle(sent, scores.usage)
+            return list(scores.logprobs.astype(np.float32)), scores.usage
 
-        try:
-            for begin in range(0, len(missing), _CHUNK):
-                if self._stopping():
-                    raise Stopped
-                await _finish(send(missing[begin : begin + _CHUNK]))
-        finally:
-            self.budget.settle(work, Usage())  # whatever was set aside and not sent
-        rows = [self._known[prompt, t, words] for t in texts]
+        rows = await self._answers(("words", words), prompt, texts, ask)
         return np.array(rows, dtype=np.float64).reshape(len(texts), len(words))
 
     async def top_words(self, prompt: Ids, texts: Sequence[EncodedText], k: int) -> list[dict[int, float]]:
         """The k most probable next tokens of each text; each text is one scored example."""
-        prompts = [t.with_prompt(prompt) for t in texts]
-        work = _work(prompts)
-        self.budget.reserve(work)
-        lists: list[dict[int, float]] = []
-        used = Usage()
+
+        async def ask(prompts: Sequence[Prompt]) -> tuple[Sequence[Answer], Usage]:
+            return await self.backend.top_words(prompts, k)
+
+        lists = await self._answers(("top", k), prompt, texts, ask)
+        return [dict(found) for found in lists if isinstance(found, dict)]
+
+    async def aclose(self) -> None:
+        """Give up on requests that are still under way."""
+        for task in self._sent.values():
+            task.cancel()
+        await asyncio.gather(*self._sent.values(), return_exceptions=True)
+
+    async def _answers(
+        self,
+        question: Question,
+        prompt: Ids,
+        texts: Sequence[EncodedText],
+        ask: Callable[[Sequence[Prompt]], Awaitable[tuple[Sequence[Answer], Usage]]],
+    ) -> list[Answer]:
+        """Answers in the order of `texts`; what is not known yet is asked for, chunk by chunk."""
+        keys = [(question, prompt, text) for text in texts]
+        wanted = list(dict.fromkeys(keys))
+        missing = [key for key in wanted if key not in self._known and key not in self._sent]
+        reserved = _work(missing)
+        self.budget.reserve(reserved)
+        self.budget.count_duplicates(len(texts) - len(missing))
         try:
-            for begin in range(0, len(prompts), _CHUNK):
-                if self._stopping():
+            for begin in range(0, len(wanted), _CHUNK):
+                chunk = wanted[begin : begin + _CHUNK]
+                new = [key for key in chunk if key not in self._known and key not in self._sent]
+                if new and self._stopping():
                     raise Stopped
-                part, usage = await _finish(self.backend.top_words(prompts[begin : begin + _CHUNK], k))
-                lists += part
-                used = used + usage
+                if new:
+                    reserved -= _work(new)  # from here on the request's own affair
+                    self._send(new, ask)
+                for task in {self._sent[key] for key in chunk if key in self._sent}:
+                    await asyncio.shield(task)
         finally:
-            self.budget.settle(work, used)
-        return lists
+            self.budget.settle(reserved, Usage())
+        return [self._known[key] for key in keys]
+
+    def _send(
+        self, keys: list[Key], ask: Callable[[Sequence[Prompt]], Awaitable[tuple[Sequence[Answer], Usage]]]
+    ) -> None:
+        """Start one request; what was set aside for it is settled when it ends, however it ends."""
+        prompts = [text.with_prompt(prompt) for _, prompt, text in keys]
+
+        async def request() -> None:
+            used = Usage()
+            try:
+                answers, used = await ask(prompts)
+                self._known |= dict(zip(keys, answers, strict=True))
+            finally:
+                self.budget.settle(_work(keys), used)
+                for key in keys:
+                    del self._sent[key]
+
+        task = asyncio.create_task(request())
+        task.add_done_callback(_heard)
+        self._sent |= dict.fromkeys(keys, task)
 
 
-def _work(prompts: Sequence[Prompt]) -> Usage:
-    return Usage(len(prompts), sum(len(p.ids) for p in prompts), 0, len(prompts))
+def _work(keys: Sequence[Key]) -> Usage:
+    tokens = sum(len(text.with_prompt(prompt).ids) for _, prompt, text in keys)
+    return Usage(len(keys), tokens, 0, len(keys))
 
 
-async def _finish(work: Coroutine[object, object, R]) -> R:
-    """Await paid work to its end even if this task is cancelled meanwhile; then be cancelled."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+def _heard(task: asyncio.Task[None]) -> None:
+    """A failure is raised where it is awaited; where nobody waits any more, it is not an event."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,157 @@
+"""Classifying with a tuned prompt: from its file alone, in order, and with every mismatch told."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toy_runs import make_settings
+
+from fedbpt_api.errors import BackendError, ConfigError
+from fedbpt_api.prompts.tuned import TunedPrompt
+from fedbpt_api.run.classify import Classifier, Prediction, overall
+from fedbpt_api.run.result import RunResult
+from fedbpt_api.run.tune import Tuner
+from fedbpt_api.task import Example
+from toy import ToyBackend, Toys, make_examples, make_task
+
+TASK = make_task()
+
+
+@pytest.fixture
+async def tuned(toys: Toys, tmp_path: Path) -> tuple[RunResult, TunedPrompt]:
+    """A run's result, and its prompt from a copy of the one file."""
+    result = await Tuner(make_settings(TASK), TASK, tmp_path / "run").run()
+    shutil.copy(tmp_path / "run" / "prompt.json", tmp_path / "elsewhere.json")
+    shutil.rmtree(tmp_path / "run")
+    return result, TunedPrompt.load(tmp_path / "elsewhere.json")
+
+
+@pytest.fixture
+async def classifier(toys: Toys, tuned: tuple[RunResult, TunedPrompt]) -> AsyncIterator[Classifier]:
+    async with await Classifier.open(tuned[1]) as opened:
+        yield opened
+
+
+async def test_predictions_come_in_order_with_a_probability_for_each_label(classifier: Classifier) -> None:
+    texts: list[Example | str] = [
+        "great lovely perfect the day",
+        "awful worst rude night",
+        Example("happy nice superb people"),
+    ]
+    said = await classifier.classify(texts)
+    assert [prediction.label for prediction in said] == ["positive", "negative", "positive"]
+    for prediction in said:
+        assert list(prediction.probabilities) == ["negative", "positive"]
+        assert sum(prediction.probabilities.values()) == pytest.approx(1.0)
+        assert prediction.label == max(prediction.probabilities, key=lambda k: prediction.probabilities[k])
+        assert prediction.to_dict() == {"label": prediction.label, "probabilities": prediction.probabilities}
+    assert classifier.usage.scored == 3
+    assert classifier.warnings == []
+
+
+async def test_each_text_gets_the_same_answer_alone_and_among_many(classifier: Classifier) -> None:
+    rows = make_examples(70, 50)
+    together = await classifier.classify(rows)
+    assert len(together) == 70
+    for number in (0, 31, 32, 69):
+        assert await classifier.classify([rows[number]]) == [together[number]]
+
+
+async def test_answers_are_given_as_they_come(toys: Toys, classifier: Classifier) -> None:
+    toy = toys["toy"]
+    before = toy.requests
+    answers = classifier.stream(make_examples(70, 50))
+    assert isinstance(await anext(answers), Prediction)
+    assert toy.requests == before + 1
+    assert len([answer async for answer in answers]) == 69
+    assert toy.requests == before + 3
+
+
+async def test_what_the_run_s_test_found_is_found_again_from_the_file(
+    tuned: tuple[RunResult, TunedPrompt], classifier: Classifier
+) -> None:
+    result = tuned[0]
+    assert result.test is not None
+    (row,) = [r for r in result.test.rows if (r.method, r.client) == ("tuned", "*")]
+    report = await classifier.evaluate([e for client in TASK.clients for e in client.test])
+    found = overall(report)
+    assert (found.n, found.correct, found.confusion) == (row.n, row.correct, row.confusion)
+    assert found.macro_f1 == pytest.approx(row.macro_f1)
+    assert (found.ci_low, found.ci_high) == pytest.approx((row.ci_low, row.ci_high))
+
+
+async def test_evaluation_counts_what_is_right(classifier: Classifier) -> None:
+    rows = make_examples(40, 51)
+    said = await classifier.classify(rows)
+    right = sum(p.label == e.label for p, e in zip(said, rows, strict=True))
+    row = overall(await classifier.evaluate(rows))
+    assert (row.n, row.correct, row.accuracy) == (40, right, right / 40)
+    assert 0 <= row.ci_low < row.accuracy <= row.ci_high <= 1
+    assert sum(map(sum, row.confusion)) == 40
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        (
+            [Example("good", "positive"), Example("bad", "angry")],
+            "labels that the prompt does not know: angry",
+        ),
+        ([Example("good")], "does not know: None"),
+        ([], "the data has no rows"),
+    ],
+)
+async def test_data_that_cannot_be_evaluated_is_a_clear_error(
+    toys: Toys, classifier: Classifier, rows: list[Example], match: str
+) -> None:
+    before = toys["toy"].requests
+    with pytest.raises(ConfigError, match=match) as raised:
+        await classifier.evaluate(rows)
+    assert "negative, positive" in raised.value.hint
+    assert toys["toy"].requests == before
+
+
+async def test_a_text_longer_than_the_context_is_named(classifier: Classifier) -> None:
+    rows = [Example("good day"), Example("the " * 600 + "end")]
+    with pytest.raises(ConfigError, match=r"text 2 has 6\d\d tokens with its prompt, the limit is 512"):
+        await classifier.classify(rows)
+    assert classifier.usage.scored == 0
+
+
+async def test_leaving_closes_the_backend(toys: Toys, tuned: tuple[RunResult, TunedPrompt]) -> None:
+    closed = toys["toy"].closed
+    async with await Classifier.open(tuned[1]):
+        assert toys["toy"].closed == closed
+    assert toys["toy"].closed == closed + 1
+
+
+async def test_another_model_with_the_same_vocabulary_is_used_and_told(
+    toys: Toys, tuned: tuple[RunResult, TunedPrompt]
+) -> None:
+    toys.opened["other"] = ToyBackend(seed=5)
+    async with await Classifier.open(tuned[1], "toy", name="other") as other:
+        assert len(await other.classify(["good day"])) == 1
+        (warning,) = other.warnings
+    assert "toy-0" in warning and "toy-5" in warning
+
+
+async def test_another_vocabulary_is_refused_and_the_backend_closed(
+    toys: Toys, tuned: tuple[RunResult, TunedPrompt]
+) -> None:
+    strange = replace(tuned[1], word_texts=(" sorrow", *tuned[1].word_texts[1:]))
+    closed = toys["toy"].closed
+    with pytest.raises(BackendError, match="another vocabulary") as raised:
+        await Classifier.open(strange)
+    assert "toy" in raised.value.hint
+    assert toys["toy"].closed == closed + 1
+
+
+async def test_an_option_that_the_backend_does_not_have_is_refused(
+    tuned: tuple[RunResult, TunedPrompt],
+) -> None:
+    with pytest.raises(ConfigError, match=r"backend\.nome.*did you mean 'name'"):
+        await Classifier.open(tuned[1], nome="x")
