@@ -61,6 +61,12 @@ def test_a_file_a_mapping_and_settings_give_the_same_run(toys: Toys, tmp_path: P
         assert facts(tune_sync(config)) == expected
 
 
+def test_texts_in_memory_need_no_clients_in_the_settings(toys: Toys) -> None:
+    values = make_values(TASK)
+    del values["clients"]
+    assert tune_sync(values, task=TASK).stopped == "rounds"
+
+
 def test_tune_sync_runs_where_there_is_no_loop(toys: Toys) -> None:
     threads: set[str] = set()
     result = tune_sync(

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
+from typer.testing import CliRunner, Result
 
+from fedbpt_api.cli import app
 from fedbpt_api.data import write_examples
 from fedbpt_api.run.config import Settings, build_settings
+from fedbpt_api.run.events import Event, RoundDone
+from fedbpt_api.run.result import RunResult
+from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring import registry
 from fedbpt_api.task import ClientData, Task
 from toy import PROMPT, Toys
@@ -119,3 +125,57 @@ def _timeless(value: object) -> object:
 def texts_of(clients: tuple[ClientData, ...]) -> list[str]:
     """Every text of every part."""
     return [row.text for client in clients for _, rows in client.parts() for row in rows]
+
+
+FILES = {
+    "settings.json",
+    "versions.json",
+    "rounds.jsonl",
+    "prompts.jsonl",
+    "prompt.json",
+    "result.json",
+    "report.html",
+}
+
+
+async def run_toy(
+    task: Task,
+    changes: dict[str, object] | None = None,
+    folder: Path | None = None,
+    events: list[Event] | None = None,
+) -> RunResult:
+    """A run with the toy's settings and these changes."""
+    listener = None if events is None else events.append
+    return await Tuner(make_settings(task, changes), task, folder, listener).run()
+
+
+def numbers(result: RunResult) -> list[dict[str, object]]:
+    """The rounds without their times; NaN, which is unlike itself, is None."""
+    return [replace(record, seconds=0.0).to_dict() for record in result.rounds]
+
+
+def scored(result: RunResult) -> int:
+    """Scored examples of all clients, without the test's."""
+    return int(sum(counts["scored"] for counts in result.spent.values()))
+
+
+def after_round(number: int, act: Callable[[], object]) -> Callable[[Event], None]:
+    """A listener that acts when a round is done."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, RoundDone) and event.record.round == number:
+            act()
+
+    return listen
+
+
+def contains(ids: tuple[int, ...], part: tuple[int, ...]) -> bool:
+    return any(ids[i : i + len(part)] == part for i in range(len(ids) - len(part) + 1))
+
+
+def fedbpt(*words: object, stdin: str | None = None) -> Result:
+    """What the command does; no exception may reach the user."""
+    result = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result

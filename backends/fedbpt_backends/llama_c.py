@@ -112,18 +112,60 @@ def _bind(path: Path) -> c.CDLL:
 
 
 class LlamaModel:
-    """One model with one context. Not thread-safe: the caller sends one call at a time."""
+    """A model's weights and vocabulary. Contexts share it."""
 
-    def __init__(self, model: Path, *, library: str | None, context: int, slots: int, threads: int) -> None:
-        self._ctx = self._model = None
-        self._lib = _bind(find_library(library))
-        self._model = self._lib.llama_model_load_from_file(
-            str(model).encode(), self._lib.llama_model_default_params()
+    def __init__(self, path: Path, library: str | None = None) -> None:
+        self.lib = _bind(find_library(library))
+        self.handle = self.lib.llama_model_load_from_file(
+            str(path).encode(), self.lib.llama_model_default_params()
         )
-        if not self._model:
-            raise BackendError(f"llama.cpp cannot load {model}", "is it a complete GGUF file?")
-        self.n_ctx_train = int(self._lib.llama_model_n_ctx_train(self._model))
-        self.context = min(context, self.n_ctx_train)
+        if not self.handle:
+            raise BackendError(f"llama.cpp cannot load {path}", "is it a complete GGUF file?")
+        self.n_ctx_train = int(self.lib.llama_model_n_ctx_train(self.handle))
+        self._vocab = self.lib.llama_model_get_vocab(self.handle)
+        self.n_vocab = int(self.lib.llama_vocab_n_tokens(self._vocab))
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        data = text.encode()
+        room = len(data) + 8
+        out = (c.c_int32 * room)()
+        n = self.lib.llama_tokenize(self._vocab, data, len(data), out, room, False, False)
+        return tuple(out[:n])
+
+    def piece(self, token: int) -> bytes:
+        self.check((token,))
+        buffer = c.create_string_buffer(512)
+        n = self.lib.llama_token_to_piece(self._vocab, token, buffer, 512, 0, True)
+        return buffer.raw[: max(n, 0)]
+
+    def check(self, ids: Sequence[int]) -> None:
+        """The library takes any number for a token id, and dies of a wrong one."""
+        if not ids or not all(0 <= token < self.n_vocab for token in ids):
+            raise BackendError(
+                f"expected token ids from 0 to {self.n_vocab - 1}, got {list(ids)[:8]}",
+                "were these ids made for another model?",
+            )
+
+    def close(self) -> None:
+        """Free the weights; every context must be closed before."""
+        if self.handle:
+            self.lib.llama_model_free(self.handle)
+            self.handle = None
+
+
+class LlamaContext:
+    """A KV cache over a model, evaluated by one thread at a time.
+
+    Args:
+        model: The weights.
+        context: Longest input in tokens.
+        slots: Stems that stay evaluated.
+        threads: Threads that work on one input.
+    """
+
+    def __init__(self, model: LlamaModel, *, context: int, slots: int, threads: int = 1) -> None:
+        self._lib, self._model = model.lib, model
+        self.context = min(context, model.n_ctx_train)
         params = self._lib.llama_context_default_params()
         if tuple(params.words[:4]) != _KNOWN_DEFAULTS:
             raise BackendError(
@@ -133,36 +175,21 @@ class LlamaModel:
         cells = -(-self.context // 256) * 256
         params.words[0], params.words[3] = cells * slots, slots
         params.words[1] = params.words[2] = _BATCH
-        self._ctx = self._lib.llama_init_from_model(self._model, params)
+        self._ctx = self._lib.llama_init_from_model(model.handle, params)
         if not self._ctx:
             raise BackendError("llama.cpp cannot make a context", "lower [backend] context or slots")
         self._lib.llama_set_n_threads(self._ctx, threads, threads)
-        self._vocab = self._lib.llama_model_get_vocab(self._model)
         self._memory = self._lib.llama_get_memory(self._ctx)
         self._batch = self._lib.llama_batch_init(_BATCH, 0, 1)
-        self.n_vocab = int(self._lib.llama_vocab_n_tokens(self._vocab))
         self._stems: OrderedDict[tuple[int, ...], int] = OrderedDict()
         self._free = list(range(slots))
-
-    def tokenize(self, text: str) -> tuple[int, ...]:
-        data = text.encode()
-        room = len(data) + 8
-        out = (c.c_int32 * room)()
-        n = self._lib.llama_tokenize(self._vocab, data, len(data), out, room, False, False)
-        return tuple(out[:n])
-
-    def piece(self, token: int) -> bytes:
-        self._check((token,))
-        buffer = c.create_string_buffer(512)
-        n = self._lib.llama_token_to_piece(self._vocab, token, buffer, 512, 0, True)
-        return buffer.raw[: max(n, 0)]
 
     def logprobs(
         self, inputs: Sequence[tuple[tuple[int, ...], int]]
     ) -> Iterator[tuple[npt.NDArray[np.float64], int]]:
         """For each (token ids, stem length): next-token log-probabilities [V] and tokens re-used."""
         for ids, shared in inputs:
-            self._check(ids)
+            self._model.check(ids)
             stem = ids[: min(shared, len(ids) - 1)]
             try:
                 slot, reused = self._place(stem)
@@ -173,14 +200,6 @@ class LlamaModel:
             self._lib.llama_memory_seq_rm(self._memory, slot, len(stem), -1)
             shifted = logits - logits.max()
             yield shifted - np.log(np.exp(shifted).sum()), reused
-
-    def _check(self, ids: Sequence[int]) -> None:
-        """The library takes any number for a token id, and dies of a wrong one."""
-        if not ids or not all(0 <= token < self.n_vocab for token in ids):
-            raise BackendError(
-                f"expected token ids from 0 to {self.n_vocab - 1}, got {list(ids)[:8]}",
-                "were these ids made for another model?",
-            )
 
     def _place(self, stem: tuple[int, ...]) -> tuple[int, int]:
         """The slot that holds `stem`, evaluated now if no slot does; and how many tokens that saved."""
@@ -216,13 +235,11 @@ class LlamaModel:
         if not want:
             return np.empty(0)
         row = self._lib.llama_get_logits_ith(self._ctx, last % _BATCH)
-        return np.ctypeslib.as_array(row, (self.n_vocab,)).astype(np.float64)
+        return np.ctypeslib.as_array(row, (self._model.n_vocab,)).astype(np.float64)
 
     def close(self) -> None:
+        """Free the cache. May be called twice."""
         if self._ctx:
             self._lib.llama_batch_free(self._batch)
             self._lib.llama_free(self._ctx)
             self._ctx = None
-        if self._model:
-            self._lib.llama_model_free(self._model)
-            self._model = None

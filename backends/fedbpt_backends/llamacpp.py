@@ -23,7 +23,7 @@ import numpy.typing as npt
 from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_api.scoring.backend import Backend, BackendInfo, Prompt, Scores, TokenTable, Usage
 from fedbpt_backends import models
-from fedbpt_backends.llama_c import LlamaModel, find_library
+from fedbpt_backends.llama_c import LlamaContext, LlamaModel, find_library
 from fedbpt_backends.llama_http import LlamaServer
 
 R = TypeVar("R")
@@ -48,7 +48,7 @@ async def open_backend(
         context: Longest input in tokens.
         slots: How many stems (shared leading tokens) stay evaluated; with the example before the
             prompt, as many as there are examples, at most 256.
-        threads: Processor threads; all cores where not given.
+        threads: Processor threads, each on inputs of its own; all cores where not given.
     """
     for key, value in (("context", context), ("slots", slots), ("threads", threads or 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -58,31 +58,34 @@ async def open_backend(
     if not 1 <= slots <= 256:
         raise ConfigError(f"backend.slots: {slots} is not between 1 and 256", "4 is enough for most runs")
     return await EmbeddedLlama.load(
-        models.find(model), library, context=context, slots=slots, threads=threads or os.cpu_count() or 1
+        models.find(model), library, context=context, slots=slots, workers=threads or os.cpu_count() or 1
     )
 
 
 class EmbeddedLlama:
-    """A GGUF model in this process, evaluated on one worker thread."""
+    """A GGUF model in this process: one context and one thread a processor core.
 
-    def __init__(self, path: Path, library: str | None) -> None:
+    The threads work on different inputs, so none waits for another, and a busy machine slows the run
+    down no more than it must.
+    """
+
+    def __init__(self, path: Path, library: str | None, workers: int) -> None:
         self._path = path
         self._library = library
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="llamacpp")
+        self._workers = [ThreadPoolExecutor(1, f"llamacpp-{i}") for i in range(workers)]
         self._llama: LlamaModel | None = None
+        self._contexts: list[LlamaContext] = []
         self._info: BackendInfo | None = None
         self._table: TokenTable | None = None
         self._closing = False
 
     @classmethod
     async def load(
-        cls, path: Path, library: str | None, *, context: int, slots: int, threads: int
+        cls, path: Path, library: str | None, *, context: int, slots: int, workers: int
     ) -> EmbeddedLlama:
-        self = cls(path, library)
+        self = cls(path, library, workers)
         try:
-            load = partial(LlamaModel, path, library=library, context=context, slots=slots, threads=threads)
-            llama = self._llama = await self._run(load)
-            digest: str = await self._run(partial(_sha256, path))
+            digest: str = await self._run(partial(self._load, context, slots))
         except BaseException:
             await self.aclose()
             raise
@@ -90,7 +93,7 @@ class EmbeddedLlama:
             kind="llamacpp",
             model=path.name,
             fingerprint=digest[:16],
-            context=llama.context,
+            context=self._contexts[0].context,
             details={"sha256": digest, "library": find_library(library).name, "way": "full vocabulary"},
         )
         return self
@@ -108,10 +111,22 @@ class EmbeddedLlama:
         return b"".join(self._open.piece(token) for token in ids).decode("utf-8", "replace")
 
     async def score(self, prompts: Sequence[Prompt], words: Sequence[int]) -> Scores:
-        return await self._run(partial(self._score, tuple(prompts), np.asarray(words, dtype=np.intp)))
+        chosen = np.asarray(words, dtype=np.intp)
+        if not all(0 <= word < self._open.n_vocab for word in words):
+            raise BackendError("a named word is not a token of this model", "was it made for another model?")
+        parts = await self._share(prompts, lambda full: full[chosen])
+        rows = np.array([row for row, _ in parts]).reshape(len(prompts), len(words))
+        mass = np.exp(rows).sum(axis=1)
+        rows -= np.log(mass)[:, None]
+        usage = _usage(prompts, sum(reused for _, reused in parts))
+        return Scores(rows, np.ones(rows.shape, dtype=np.bool_), mass, usage)
 
     async def top_words(self, prompts: Sequence[Prompt], k: int) -> tuple[list[dict[int, float]], Usage]:
-        return await self._run(partial(self._top_words, tuple(prompts), k))
+        def best(full: npt.NDArray[np.float64]) -> dict[int, float]:
+            return {int(token): float(full[token]) for token in np.argsort(-full, kind="stable")[:k]}
+
+        parts = await self._share(prompts, best)
+        return [words for words, _ in parts], _usage(prompts, sum(reused for _, reused in parts))
 
     async def token_table(self) -> TokenTable | None:
         if self._table is None:
@@ -120,44 +135,56 @@ class EmbeddedLlama:
 
     async def aclose(self) -> None:
         self._closing = True
-        llama, self._llama = self._llama, None
-        if llama is not None:
-            await asyncio.wrap_future(self._worker.submit(llama.close))
-        self._worker.shutdown(wait=True)
+        await asyncio.to_thread(self._free)
 
-    # On the worker thread -----------------------------------------------------------------
-
-    def _score(self, prompts: tuple[Prompt, ...], words: npt.NDArray[np.intp]) -> Scores:
-        if not all(0 <= word < self._open.n_vocab for word in words):
-            raise BackendError("a named word is not a token of this model", "was it made for another model?")
-        rows, mass, cached = np.empty((len(prompts), len(words))), np.empty(len(prompts)), 0
-        for i, (full, reused) in enumerate(self._evaluate(prompts)):
-            mass[i] = np.exp(full[words]).sum()
-            rows[i] = full[words] - np.log(mass[i])
-            cached += reused
-        return Scores(rows, np.ones(rows.shape, dtype=np.bool_), mass, _usage(prompts, cached))
-
-    def _top_words(self, prompts: tuple[Prompt, ...], k: int) -> tuple[list[dict[int, float]], Usage]:
-        lists, cached = [], 0
-        for full, reused in self._evaluate(prompts):
-            best = np.argsort(-full, kind="stable")[:k]
-            lists.append({int(token): float(full[token]) for token in sorted(best)})
-            cached += reused
-        return lists, _usage(prompts, cached)
-
-    def _evaluate(self, prompts: tuple[Prompt, ...]) -> list[tuple[npt.NDArray[np.float64], int]]:
-        longest = max((len(p.ids) for p in prompts), default=0)
-        if longest > self._open.context:
+    async def _share(
+        self, prompts: Sequence[Prompt], read: Callable[[npt.NDArray[np.float64]], R]
+    ) -> list[tuple[R, int]]:
+        """Evaluate inputs on all workers, each a run of neighbours; what `read` takes, and tokens re-used."""
+        llama = self._open
+        longest, room = max((len(p.ids) for p in prompts), default=0), self.info.context
+        if longest > room:
             raise BackendError(
-                f"an input has {longest} tokens, the context holds {self._open.context}",
+                f"an input has {longest} tokens, the context holds {room}",
                 "raise [backend] context or shorten the texts",
             )
+        for prompt in prompts:
+            llama.check(prompt.ids)
+        size = -(-len(prompts) // len(self._workers)) or 1
+        parts = [prompts[begin : begin + size] for begin in range(0, len(prompts), size)]
+        answers = await asyncio.gather(
+            *(self._run(partial(self._evaluate, i, part, read), i) for i, part in enumerate(parts))
+        )
+        return [answer for part in answers for answer in part]
+
+    # On the worker threads ----------------------------------------------------------------
+
+    def _load(self, context: int, slots: int) -> str:
+        llama = self._llama = LlamaModel(self._path, self._library)
+        for _ in self._workers:
+            self._contexts.append(LlamaContext(llama, context=context, slots=slots))
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _evaluate(
+        self, worker: int, prompts: Sequence[Prompt], read: Callable[[npt.NDArray[np.float64]], R]
+    ) -> list[tuple[R, int]]:
         answers = []
-        for answer in self._open.logprobs([(p.ids, p.shared) for p in prompts]):
+        for full, reused in self._contexts[worker].logprobs([(p.ids, p.shared) for p in prompts]):
             if self._closing:
                 raise BackendError("the embedded model was closed while it was scoring")
-            answers.append(answer)
+            answers.append((read(full), reused))
         return answers
+
+    def _free(self) -> None:
+        """Wait for the workers, then give contexts and weights back."""
+        for worker in self._workers:
+            worker.shutdown(wait=True)
+        while self._contexts:
+            self._contexts.pop().close()
+        llama, self._llama = self._llama, None
+        if llama is not None:
+            llama.close()
 
     def _read_table(self) -> TokenTable:
         from gguf import GGUFReader, quants  # slow to import and needed here only
@@ -176,16 +203,11 @@ class EmbeddedLlama:
             raise BackendError("the embedded model is closed")
         return self._llama
 
-    async def _run(self, work: Callable[[], R]) -> R:
+    async def _run(self, work: Callable[[], R], worker: int = 0) -> R:
         if self._closing:
             raise BackendError("the embedded model is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+        return await asyncio.get_running_loop().run_in_executor(self._workers[worker], work)
 
 
-def _usage(prompts: tuple[Prompt, ...], cached: int) -> Usage:
+def _usage(prompts: Sequence[Prompt], cached: int) -> Usage:
     return Usage(len(prompts), sum(len(p.ids) for p in prompts), cached, len(prompts))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

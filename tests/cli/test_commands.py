@@ -1,4 +1,4 @@
-"""The commands as a user types them: help, exit codes, what is printed where, and what wins over the file."""
+"""`fedbpt tune`, and what all commands share: help, exit codes, what goes where, what wins over the file."""
 
 from __future__ import annotations
 
@@ -11,61 +11,26 @@ from typing import Any
 
 import orjson
 import pytest
-from click.testing import Result
-from toy_runs import texts_of, write_config
-from typer.testing import CliRunner
+from toy_runs import fedbpt, write_config
 
-from fedbpt_api.cli import app
 from fedbpt_api.data import write_examples
 from fedbpt_api.prompts.tuned import TunedPrompt
-from fedbpt_api.run.config import load_settings, load_task
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.scoring.backend import Prompt, Scores
-from fedbpt_api.task import Example, Task
 from toy import ToyBackend, Toys, make_examples, make_task
 
+METHODS = (
+    "Starting prompt",
+    "Starting prompt + bias",
+    "Starting prompt + weighted",
+    "Tuned prompt",
+    "Majority label",
+)
 FEDBPT = Path(sys.executable).with_name("fedbpt")
-
-
-@pytest.fixture(autouse=True)
-def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands run in an empty folder, with lines of any length and no colours."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "400")
-    monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-
-@pytest.fixture
-def task() -> Task:
-    return make_task(2, train=6, dev=4, test=5)
-
-
-@pytest.fixture
-def config(toys: Toys, tmp_path: Path, task: Task) -> Path:
-    return write_config(tmp_path, task)
-
-
-@pytest.fixture
-def finished(config: Path, tmp_path: Path) -> Path:
-    """The folder of a finished run."""
-    assert fedbpt("tune", config, "--run-dir", "done").exit_code == 0
-    return tmp_path / "done"
-
-
-def fedbpt(*words: object, stdin: str | None = None) -> Result:
-    """What the command does; no exception may reach the user."""
-    result = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert "Traceback" not in result.output
-    return result
 
 
 def stored(folder: Path) -> Any:
     return orjson.loads((folder / "settings.json").read_bytes())
-
-
-# Help ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -74,11 +39,11 @@ def stored(folder: Path) -> Any:
         ((), ["tune", "eval", "predict", "show", "init", "models", "--version"]),
         (("tune",), ["CONFIG", "--run-dir", "--scored", "--seed", "--rounds", "--set", "--json", "Ctrl-C"]),
         (("eval",), ["RUN", "--data", "--text", "--label", "--text-b", "--backend", "--set", "--json"]),
-        (("predict",), ["RUN", "[TEXTS]", "--column", "--text-b", "--backend", "--set", "standard input"]),
+        (("predict",), ["RUN", "TEXTS", "--column", "--text-b", "--backend", "--set", "standard input"]),
         (("show",), ["RUN", "--json"]),
-        (("init",), ["[PATH]", "--force"]),
+        (("init",), ["PATH", "--force"]),
         (("models",), ["install", "list"]),
-        (("models", "install"), ["[NAME]"]),
+        (("models", "install"), ["NAME"]),
         (("models", "list"), ["--json"]),
     ],
     ids=" ".join,
@@ -86,8 +51,7 @@ def stored(folder: Path) -> Any:
 def test_help_names_every_argument_and_option(words: tuple[str, ...], told: Sequence[str]) -> None:
     result = fedbpt(*words, "--help")
     assert result.exit_code == 0
-    for word in told:
-        assert word in result.output
+    assert not [word for word in told if word.casefold() not in result.output.casefold()]
 
 
 def test_the_version_is_printed() -> None:
@@ -102,15 +66,12 @@ def test_wrong_usage_is_exit_code_2(words: tuple[str, ...]) -> None:
     assert "Usage" in result.output
 
 
-# tune ----------------------------------------------------------------------------------------
-
-
 def test_tune_shows_progress_and_the_result_and_keeps_the_run(finished: Path, config: Path) -> None:
     result = fedbpt("tune", config, "--run-dir", "again")
     assert result.exit_code == 0
     for line in ("model toy", "budget: 2,000 scored examples", "round 1:", "round 2:", "scored", "client1"):
         assert line in result.stdout
-    for method in ("start", "start+bias", "start+weighted", "tuned", "majority"):
+    for method in METHODS:
         assert method in result.stdout
     assert "\x1b" not in result.stdout
     for name in ("settings.json", "rounds.jsonl", "prompt.json", "result.json", "report.html"):
@@ -133,7 +94,7 @@ def test_json_is_on_standard_output_alone_and_progress_on_the_other(config: Path
 
 
 def test_the_command_line_wins_over_the_file(config: Path) -> None:
-    words = ("--seed", 7, "--rounds", 1, "--scored", 900, "--set", "search.popsize=5")
+    words: tuple[object, ...] = ("--seed", 7, "--rounds", 1, "--scored", 900, "--set", "search.popsize=5")
     words += ("--set", "federation.aggregator=fedavg", "--set", 'prompts=["Good or bad?\\n"]')
     result = fedbpt("tune", config, "--run-dir", "run", *words)
     assert result.exit_code == 0
@@ -163,7 +124,7 @@ def test_a_budget_too_small_for_anything_is_a_sentence_and_no_traceback(config: 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--set", "search.popsiz=5"), "search.popsiz: unknown key (did you mean 'search.popsize'?"),
+        (("--set", "search.popsiz=5"), "search.popsiz: unknown key (did you mean 'popsize'?"),
         (("--set", "search.popsize=many"), "search.popsize: expected a whole number"),
         (("--set", "budget.scored=0"), "budget.scored: expected a number greater than 0"),
         (("--set", "popsize"), "--set popsize: expected KEY=VALUE"),
@@ -230,7 +191,7 @@ def test_a_backend_that_fails_is_exit_code_1_with_its_words(toys: Toys, config: 
     result = fedbpt("tune", config, "--run-dir", "run")
     assert result.exit_code == 1
     assert "the toy fails" in result.stderr
-    assert TunedPrompt.load(Path("run")).ids
+    assert TunedPrompt.load(Path("run")).scores
 
 
 class Interrupting(ToyBackend):
@@ -282,162 +243,10 @@ def test_two_signals_stop_at_once_and_keep_the_best_prompt(toys: Toys, config: P
     assert toys["toy"].closed == 1
 
 
-# eval, predict, show -------------------------------------------------------------------------
-
-
-def test_eval_prints_accuracy_interval_f1_and_the_confusion_matrix(finished: Path) -> None:
-    write_examples(Path("new.jsonl"), make_examples(30, 60))
-    result = fedbpt("eval", finished, "--data", "new.jsonl")
-    assert result.exit_code == 0
-    assert "30 texts: accuracy" in result.stdout
-    assert "95% interval" in result.stdout and "macro-F1" in result.stdout
-    row = orjson.loads(fedbpt("eval", finished / "prompt.json", "--data", "new.jsonl", "--json").stdout)
-    assert row["n"] == row["scored"] == 30
-    assert f"accuracy {row['accuracy']:.3f}" in result.stdout
-    for line in row["confusion"]:
-        assert any([str(n) in shown for n in line] for shown in result.stdout.splitlines())
-
-
-def test_eval_reads_columns_and_tables(finished: Path) -> None:
-    lines = ["review,mood", *(f"{e.text},{e.label}" for e in make_examples(12, 61))]
-    Path("new.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    result = fedbpt("eval", finished, "--data", "new.csv", "--text", "review", "--label", "mood", "--json")
-    assert orjson.loads(result.stdout)["n"] == 12
-    wrong = fedbpt("eval", finished, "--data", "new.csv")
-    assert wrong.exit_code == 2
-    assert "new.csv" in wrong.stderr and "text" in wrong.stderr
-
-
-def test_eval_of_unknown_labels_or_missing_files_is_exit_code_2_and_of_no_run_1(finished: Path) -> None:
-    write_examples(Path("odd.jsonl"), [Example("good day", "joyful")])
-    assert "joyful" in (odd := fedbpt("eval", finished, "--data", "odd.jsonl")).stderr
-    missing = fedbpt("eval", finished, "--data", "none.jsonl")
-    nothing = fedbpt("eval", "nowhere", "--data", "odd.jsonl")
-    assert [result.exit_code for result in (odd, missing, nothing)] == [2, 2, 1]
-    assert "nowhere" in nothing.stderr
-
-
-def test_another_backend_can_be_asked_and_is_told(toys: Toys, finished: Path) -> None:
-    toys.opened["other"] = ToyBackend(seed=3)
-    write_examples(Path("new.jsonl"), make_examples(5, 62))
-    words = ("--backend", "toy", "--set", "name=other", "--json")
-    result = fedbpt("eval", finished, "--data", "new.jsonl", *words)
-    assert result.exit_code == 0
-    assert orjson.loads(result.stdout)["n"] == 5
-    assert "warning: tuned on toy (toy-0)" in result.stderr
-    assert toys["other"].scored == 5
-    assert fedbpt("eval", finished, "--data", "new.jsonl", "--backend", "toi").exit_code == 2
-
-
-def test_predict_gives_a_json_line_for_each_text_from_any_source(finished: Path) -> None:
-    rows = make_examples(40, 63)
-    write_examples(Path("new.jsonl"), [Example(row.text) for row in rows])
-    Path("new.txt").write_text("\n\n".join(row.text for row in rows) + "\n", encoding="utf-8")
-    Path("new.tsv").write_text("body\n" + "".join(f"{row.text}\n" for row in rows), encoding="utf-8")
-    outputs = [
-        fedbpt("predict", finished, stdin="\n".join(row.text for row in rows)),
-        fedbpt("predict", finished, "new.jsonl"),
-        fedbpt("predict", finished / "prompt.json", "new.txt"),
-        fedbpt("predict", finished, "new.tsv", "--column", "body"),
-    ]
-    assert [result.exit_code for result in outputs] == [0] * 4
-    assert len({result.stdout for result in outputs}) == 1
-    lines = [orjson.loads(line) for line in outputs[0].stdout.splitlines()]
-    assert len(lines) == 40
-    for line in lines:
-        assert sorted(line) == ["label", "probabilities"]
-        assert sum(line["probabilities"].values()) == pytest.approx(1)
-    right = sum(line["label"] == row.label for line, row in zip(lines, rows, strict=True))
-    assert right > 30
-
-
-def test_predict_of_nothing_gives_nothing_and_bad_sources_are_told(finished: Path) -> None:
-    assert (
-        fedbpt("predict", finished, stdin="").stdout,
-        fedbpt("predict", finished, stdin="\n \n").stdout,
-    ) == (
-        "",
-        "",
-    )
-    Path("latin.txt").write_bytes("gar\u00e7on".encode("latin-1"))
-    for source in ("latin.txt", "none.txt", "none.jsonl"):
-        result = fedbpt("predict", finished, source)
-        assert result.exit_code == 2
-        assert source in result.stderr
-
-
-def test_show_tells_the_result_again(finished: Path, config: Path) -> None:
-    data = orjson.loads((finished / "result.json").read_bytes())
-    assert orjson.loads(fedbpt("show", finished, "--json").stdout) == data
-    shown = fedbpt("show", finished)
-    assert shown.exit_code == 0
-    assert "start+weighted" in shown.stdout and "tuned" in shown.stdout
-
-
-def test_show_of_a_prompt_file_tells_the_prompt(finished: Path) -> None:
-    prompt = TunedPrompt.load(finished)
-    shown = fedbpt("show", finished / "prompt.json")
-    assert f"prompt ({len(prompt.ids)} tokens of toy)" in shown.stdout
-    assert "held_out_loss" in shown.stdout
-    data = orjson.loads(fedbpt("show", finished / "prompt.json", "--json").stdout)
-    assert TunedPrompt.from_dict(data) == prompt
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 9}', '{"format": 1}'])
-def test_a_damaged_prompt_file_is_exit_code_1(content: str) -> None:
-    Path("prompt.json").write_text(content, encoding="utf-8")
-    for words in (("show", "prompt.json"), ("predict", "prompt.json")):
-        result = fedbpt(*words, stdin="good day")
-        assert result.exit_code == 1
-        assert result.stderr.startswith("error: ")
-
-
-def test_no_command_prints_a_text_of_the_data(finished: Path, config: Path, task: Task) -> None:
-    outputs = [
-        fedbpt("tune", config, "--run-dir", "b"),
-        fedbpt("show", finished),
-        fedbpt("show", "b", "--json"),
-    ]
-    texts = texts_of(task.clients)
-    assert not [text for result in outputs for text in texts if text in result.output]
-
-
-# init ----------------------------------------------------------------------------------------
-
-
-def test_init_writes_a_config_that_loads_once_its_files_exist(tmp_path: Path) -> None:
-    result = fedbpt("init")
-    assert result.exit_code == 0
-    assert "fedbpt.toml" in result.stdout
-    missing = fedbpt("tune", "fedbpt.toml")
-    assert missing.exit_code == 2
-    assert missing.stderr.count("no file") == 6
-    for client in ("north", "south"):
-        for part in ("train", "dev", "test"):
-            write_examples(tmp_path / client / f"{part}.jsonl", make_examples(6, 3))
-    settings = load_settings(tmp_path / "fedbpt.toml")
-    assert [client.name for client in load_task(settings).clients] == ["north", "south"]
-
-
-def test_init_does_not_replace_a_file_unless_told(tmp_path: Path) -> None:
-    Path("mine.toml").write_text("mine", encoding="utf-8")
-    refused = fedbpt("init", "mine.toml")
-    assert refused.exit_code == 2
-    assert "--force" in refused.stderr
-    assert Path("mine.toml").read_text(encoding="utf-8") == "mine"
-    assert fedbpt("init", "mine.toml", "--force").exit_code == 0
-    assert Path("mine.toml").read_text(encoding="utf-8") != "mine"
-    assert fedbpt("init", "no/folder/mine.toml").exit_code == 2
-
-
-# On the real model ---------------------------------------------------------------------------
-
-
 @pytest.mark.model
-def test_ctrl_c_on_the_real_model_is_exit_code_3_and_the_prompt_is_usable(tmp_path: Path, task: Task) -> None:
-    changes = {"backend": {"kind": "llamacpp"}, "budget.scored": 5000, "search.rounds": 500}
-    changes |= {"search.form": "words", "verbalizer.words": 8}
-    path = write_config(tmp_path, task, changes)
+def test_ctrl_c_on_the_real_model_is_exit_code_3_and_the_prompt_is_usable(tmp_path: Path) -> None:
+    changes = {"backend.kind": "llamacpp", "backend.threads": 1, "budget.scored": 5000, "search.rounds": 500}
+    path = write_config(tmp_path, make_task(2, train=4, dev=2, test=2), changes)
     command = [str(FEDBPT), "tune", str(path), "--run-dir", "run"]
     lines: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
