@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -41,7 +41,10 @@ def make_tuner(
     if isinstance(config, Settings):
         settings = config
     elif isinstance(config, Mapping):
-        settings = build_settings(config, files=task is None)
+        values = dict(config)
+        if task is not None and not values.get("clients") and not values.get("data"):
+            values["clients"] = [{"name": client.name, "train": "(in memory)"} for client in task.clients]
+        settings = build_settings(values, files=task is None)
     else:
         settings = load_settings(Path(config))
     folder = Path(run_dir) if run_dir is not None else None
@@ -61,7 +64,7 @@ async def tune(
 
 async def stream(
     config: Config, *, task: Task | None = None, run_dir: Path | str | None = None
-) -> AsyncIterator[Event]:
+) -> AsyncGenerator[Event, None]:
     """Tune one prompt and yield its events; the last one is `Finished`.
 
     Leaving the loop early cancels the run.

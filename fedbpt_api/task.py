@@ -260,8 +260,7 @@ def _example_problems(task: Task, where: str, part: Part, examples: Sequence[Exa
                 row
             )
         if example.label is None:
-            if part != "test":
-                rows["no label; training and development texts need one"].append(row)
+            rows["no label; every text of a task needs one"].append(row)
         elif example.label not in labels:
             rows[
                 f"the label {example.label!r} has no words{did_you_mean(example.label, labels)}; "

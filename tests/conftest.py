@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from fedbpt_api.scoring import registry
 from fedbpt_api.task import Task
 from toy import ToyBackend, Toys, make_task
+
+# How long an example takes says something about the machine, not about the code.
+settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("project")
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import orjson
 import pytest
-from toy_runs import make_settings, make_values, write_config
 
 import fedbpt_api
 from fedbpt_api import (
@@ -33,6 +32,7 @@ from fedbpt_api import (
     tune_sync,
 )
 from toy import PROMPT, Toys, make_task
+from toy_runs import make_settings, make_values, write_config
 
 TASK = make_task(2, train=6, dev=4, test=4)
 

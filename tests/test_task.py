@@ -127,7 +127,7 @@ def test_all_problems_of_a_task_are_told_at_once() -> None:
         "client 'north': train is empty; expected at least one labelled text",
         "client 'south': dev[0] and 1 more: the label 'goood' has no words (did you mean 'good'?); "
         "expected one of 'bad', 'good' and 'odd', so correct it or give it words",
-        "client 'south': dev[1]: no label; training and development texts need one",
+        "client 'south': dev[1]: no label; every text of a task needs one",
         "client 'south': dev[2]: the text is empty; write one or remove the example",
     ]
 
@@ -150,8 +150,9 @@ def test_pairs_and_single_texts_must_match_the_template() -> None:
     assert pair.startswith("client 'north': dev[0]: the example is a pair")
 
 
-def test_a_test_text_may_lack_its_label() -> None:
-    assert validate(task(client(test=(Example("new"),)))) == []
+def test_a_test_text_needs_its_label_before_anything_is_paid_for() -> None:
+    with pytest.raises(ConfigError, match=r"client 'north': test\[0\]: no label"):
+        validate(task(client(test=(Example("new"),))))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from fedbpt_api.data import Columns, read_examples
 from fedbpt_api.errors import ConfigError, FedbptError
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.classify import Classifier, overall
-from fedbpt_api.run.config import EXAMPLE_CONFIG, load_settings, load_task
+from fedbpt_api.run.config import example_config, load_settings, load_task
 from fedbpt_api.run.folder import read_result
 from fedbpt_api.run.present import show_whitespace
 from fedbpt_api.run.tables import plain_text, result_view
@@ -231,7 +231,7 @@ def init(
     if path.exists() and not force:
         raise ConfigError(f"{path} exists already", "name another file, or replace it with --force")
     try:
-        path.write_text(EXAMPLE_CONFIG, encoding="utf-8")
+        path.write_text(example_config(), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
     typer.echo(f"wrote {path}; fill in your files and prompts, then: fedbpt tune {path}")

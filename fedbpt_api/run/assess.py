@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from fedbpt_api.federation.client import Sums
+from fedbpt_api.errors import FedbptError
+from fedbpt_api.federation.client import Client, Sums
 from fedbpt_api.federation.runtime import Answers, ask_all, need_quorum
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.testing import Contestant
-from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.verbalizer import ClientFit, FitReport, Kind, Verbalizer, fit_over_clients
 
+R = TypeVar("R")
 START = "start"  # the origin of the user's own prompts
 _SPREAD = 0.3  # typical standard deviation of two prompts' difference in loss on a text, in nats
 
@@ -34,6 +36,7 @@ class Assessment:
             Infinite where the training texts alone ruled the prompt out.
         dev: Sums over the development texts.
         by_client: The same for each client.
+        clients: Who took part in the fit.
     """
 
     ids: Ids
@@ -43,6 +46,7 @@ class Assessment:
     loss: float
     dev: Sums
     by_client: Mapping[str, Sums]
+    clients: tuple[str, ...]
 
     @property
     def scores(self) -> dict[str, float]:
@@ -75,10 +79,13 @@ class Assessor:
         """The prompt with the smallest held-out loss; the earlier one where two are equal.
 
         Raises:
-            BudgetSpent: Not one prompt could be assessed.
+            FedbptError: Not one prompt could be assessed.
         """
         if not self.known:
-            raise BudgetSpent("scored examples")
+            raise FedbptError(
+                "the run was stopped, or its budget ended, before one prompt was judged",
+                f"judging one costs {self._cost()} scored examples; raise the budget",
+            )
         return min(self.known.values(), key=lambda assessment: assessment.loss)
 
     async def assess(self, ids: Ids, origin: str) -> Assessment:
@@ -90,18 +97,16 @@ class Assessor:
         """
         if ids in self.known:
             return self.known[ids]
-        parties, asked, quorum = self.parties, len(self.parties.clients), self.settings.federation.quorum
-        fits = await ask_all(parties.clients, lambda c: c.fit(ids, parties.groups))
-        need_quorum(fits, asked, quorum)
+        parties = self.parties
+        fits = await self._fits(ids)
         verbalizer, report = await self._fit(list(fits.got.values()), self.settings.verbalizer.kind)
         train_loss = report.loss
         if train_loss is None:  # nothing was fitted, so nothing needs to be held out
-            train = await ask_all(parties.clients, lambda c: c.evaluate(ids, verbalizer, "train"))
+            train = await self._ask(lambda c: c.evaluate(ids, verbalizer, "train"))
             train_loss = _total(train).mean_loss
         sums: Answers[Sums] = Answers()
         if origin == START or self._promising(train_loss, report.n):
-            sums = await ask_all(parties.clients, lambda c: c.evaluate(ids, verbalizer))
-            need_quorum(sums, asked, quorum)
+            sums = await self._ask(lambda c: c.evaluate(ids, verbalizer))
         dev = _total(sums)
         counted = max(train_loss, self.centre.train_loss) if self.centre else train_loss
         assessment = Assessment(
@@ -112,6 +117,7 @@ class Assessor:
             loss=(report.n * counted + dev.loss) / (report.n + dev.n) if sums.got else math.inf,
             dev=dev,
             by_client=dict(sums.got),
+            clients=tuple(sorted(fits.got)),
         )
         self.known[ids] = assessment
         chosen = self.best() is assessment
@@ -134,16 +140,36 @@ class Assessor:
         compared = settings.prompts if settings.test.compare == "all" else settings.prompts[:1]
         for number, text in enumerate(compared, start=1):
             ids = await parties.backend.tokenize(text) if text else ()
+            if ids not in self.known:
+                continue  # the budget ended before it was judged
             name = "start" if number == 1 else f"prompt {number}"
-            fits = [await client.fit(ids, parties.groups) for client in parties.clients]
-            bias, _ = await self._fit(fits, "bias")
+            judged = self.known[ids]
+            fits = await self._fits(ids, judged.clients)
+            bias, _ = await self._fit(list(fits.got.values()), "bias")
             rows += [
                 Contestant(name, ids, words),
                 Contestant(f"{name}+bias", ids, bias),
-                Contestant(f"{name}+weighted", ids, self.known[ids].verbalizer),
+                Contestant(f"{name}+weighted", ids, judged.verbalizer),
             ]
         best = self.best()
         return [*rows, Contestant("tuned", best.ids, best.verbalizer)]
+
+    def _cost(self) -> int:
+        return sum(client.n_train + client.n_dev for client in self.parties.clients)
+
+    async def _ask(
+        self, question: Callable[[Client], Awaitable[R]], names: Collection[str] | None = None
+    ) -> Answers[R]:
+        """Put a question to all clients, or to those named; go on while a quorum answers."""
+        clients = [c for c in self.parties.clients if names is None or c.name in names]
+        federation = self.settings.federation
+        answers = await ask_all(clients, question, federation.timeout)
+        need_quorum(answers, len(clients), federation.quorum)
+        return answers
+
+    async def _fits(self, ids: Ids, names: Collection[str] | None = None) -> Answers[ClientFit]:
+        """The clients' sides of a fit for a prompt."""
+        return await self._ask(lambda client: client.fit(ids, self.parties.groups), names)
 
     async def _fit(self, fits: Sequence[ClientFit], kind: Kind) -> tuple[Verbalizer, FitReport]:
         parties = self.parties

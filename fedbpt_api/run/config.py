@@ -33,7 +33,6 @@ from fedbpt_api.run.schema import (
 from fedbpt_api.task import ClientData, LabelWords, Task, Template, validate
 
 __all__ = [
-    "EXAMPLE_CONFIG",
     "BackendSettings",
     "BudgetSettings",
     "ClientSettings",
@@ -44,11 +43,16 @@ __all__ = [
     "Settings",
     "VerbalizerSettings",
     "build_settings",
+    "example_config",
     "load_settings",
     "load_task",
 ]
 
-EXAMPLE_CONFIG = resources.files("fedbpt_api.run").joinpath("example.toml").read_text(encoding="utf-8")
+
+def example_config() -> str:
+    """The commented configuration that ``fedbpt init`` writes."""
+    return resources.files("fedbpt_api.run").joinpath("example.toml").read_text(encoding="utf-8")
+
 
 OVERRIDDEN = "command line"
 

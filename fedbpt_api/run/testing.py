@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from fedbpt_api.errors import FedbptError
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.result import TestReport
@@ -27,11 +29,16 @@ class Contestant:
 
 
 async def final_test(
-    parties: Parties, task: Task, contestants: Sequence[Contestant], progress: Callable[[int, int], None]
-) -> TestReport:
+    parties: Parties,
+    task: Task,
+    contestants: Sequence[Contestant],
+    progress: Callable[[int, int], None],
+    timeout: float | None = None,
+) -> TestReport | None:
     """Accuracies of all contestants and of the majority label, per client and together.
 
-    The cost is counted apart from the search's, in `parties.tests`.
+    The cost is counted apart from the search's, in `parties.tests`. A client that fails, or takes more
+    than `timeout` seconds for a prompt, is left out and named in `parties.warnings`; None if all are.
     """
     labels = list(task.label_words.labels)
     prompts = list(dict.fromkeys(c.prompt for c in contestants))
@@ -46,15 +53,24 @@ async def final_test(
         scorer = Scorer(party.scorer.backend, budget, parties.stopping)
         scorer.use_words(party.scorer.words)
         encoded = await parties.encoders[client.name].labelled(client.test)
+        rows = {}
+        try:
+            for prompt in prompts:
+                async with asyncio.timeout(timeout):
+                    rows[prompt] = await scorer.score(prompt, encoded.texts)
+                done += len(encoded)
+                progress(done, total)
+        except (FedbptError, TimeoutError) as error:
+            parties.warnings.append(f"{client.name} is missing from the test: {error or 'no answer in time'}")
+            continue
+        finally:
+            await scorer.aclose()
         truth += encoded.labels.tolist()
         owners += [client.name] * len(encoded)
-        rows = {}
-        for prompt in prompts:
-            rows[prompt] = await scorer.score(prompt, encoded.texts)
-            done += len(encoded)
-            progress(done, total)
         for c in contestants:
             predictions[c.method] += c.verbalizer.logits(rows[c.prompt]).argmax(axis=1).tolist()
+    if not truth:
+        return None
     common = _majority(task.clients, labels)
     predictions["majority"] = [common] * len(truth)
     return compare(

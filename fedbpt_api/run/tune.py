@@ -34,7 +34,8 @@ from fedbpt_api.scoring.scorer import Stopped
 from fedbpt_api.task import Task
 from fedbpt_api.verbalizer import merge_words
 
-Stop = Literal["budget", "rounds", "cancelled"]
+Stop = Literal["budget", "rounds", "cap", "cancelled"]
+_MOST_IDLE = 20
 
 
 class Tuner:
@@ -109,16 +110,19 @@ class Tuner:
             stopped = await self._tune(parties, self._assessor)
             return await self._finish(parties, self._assessor, stopped)
         finally:
-            self._save_best()
-            if parties is not None:
-                await parties.aclose()
-            if self._folder is not None:
-                self._folder.close()
+            try:
+                self._save_best()
+            finally:
+                if parties is not None:
+                    await parties.aclose()
+                if self._folder is not None:
+                    self._folder.close()
 
     # Phases ---------------------------------------------------------------------------------
 
     async def _tune(self, parties: Parties, assessor: Assessor) -> Stop:
-        parties.budget.start()
+        for budget in (parties.budget, *(client.scorer.budget for client in parties.clients)):
+            budget.start()
         clock = _Meter(parties)
         try:
             await self._choose_words(parties)
@@ -139,8 +143,11 @@ class Tuner:
         wanted = min(self.settings.verbalizer.words, parties.info.max_words)
         words = parties.label_tokens
         if self.settings.verbalizer.kind == "weighted" and wanted > len(words):
-            answers = await ask_all(parties.clients, lambda c: c.word_sums(parties.start_ids))
-            need_quorum(answers, len(parties.clients), self.settings.federation.quorum)
+            federation = self.settings.federation
+            answers = await ask_all(
+                parties.clients, lambda c: c.word_sums(parties.start_ids), federation.timeout
+            )
+            need_quorum(answers, len(parties.clients), federation.quorum)
             lists = [answers.got[name] for name in sorted(answers.got)]
             words = merge_words(lists, parties.label_tokens, wanted)
         for client in parties.clients:
@@ -166,7 +173,12 @@ class Tuner:
         reference = Reference(centre.ids, centre.verbalizer)
         aggregator = self._aggregator()
         state = aggregator.initial(np.zeros(space.dimension), settings.sigma)
+        idle = 0  # rounds in a row that found no prompt that is new
         while settings.rounds is None or state.round < settings.rounds:
+            if self._stopping:
+                raise Stopped
+            if idle == _MOST_IDLE:
+                return "cap"
             clock = _Meter(parties)
             asked = sample(parties.clients, rules.participation, self.settings.seed, state.round)
             merged = await search_round(asked, state, aggregator, space, plan, reference, rules)
@@ -178,6 +190,7 @@ class Tuner:
                     await assessor.assess(space.decode(proposal), "best candidate")
             except BudgetSpent:
                 ended = True
+            idle = 0 if clock.used().scored else idle + 1
             self._add_round(self._record(clock, shown, merged, state.sigma))
             self._save_best()
             if ended:
@@ -202,7 +215,11 @@ class Tuner:
             self._tell(Testing(sum(len(client.test) for client in self.task.clients)))
             contestants = await assessor.contestants()
             try:
-                report = await final_test(parties, self.task, contestants, self._count_tested)
+                timeout = self.settings.federation.timeout
+                known = len(parties.warnings)
+                report = await final_test(parties, self.task, contestants, self._count_tested, timeout)
+                for message in parties.warnings[known:]:
+                    self._tell(Warned(message))
                 result = replace(result, test=report, spent=parties.spent())
             except Stopped:
                 result = replace(result, stopped="cancelled", spent=parties.spent())

@@ -87,6 +87,8 @@ class Budget:
             budget = budget.parent
 
     def _check(self, work: Usage) -> None:
+        if not work.scored:
+            return
         limits, used = self.limits, self.spent + self._reserved
         if limits.scored is not None and used.scored + work.scored > limits.scored:
             raise BudgetSpent("scored examples")

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from fedbpt_api.errors import BackendError
 from fedbpt_api.scoring.backend import Backend, Floats, Prompt, Usage
 from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.encode import EncodedText
@@ -63,6 +64,11 @@ class Scorer:
 
         async def ask(prompts: Sequence[Prompt]) -> tuple[Sequence[Answer], Usage]:
             scores = await self.backend.score(prompts, words)
+            if not np.isfinite(scores.logprobs).all():
+                raise BackendError(
+                    f"{self.backend.info.model} returned log-probabilities that are not finite",
+                    "is the server healthy?",
+                )
             return list(scores.logprobs.astype(np.float32)), scores.usage
 
         rows = await self._answers(("words", words), prompt, texts, ask)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from toy_runs import fedbpt, write_config
 
 from fedbpt_api.task import Task
 from toy import Toys, make_task
+from toy_runs import fedbpt, write_config
 
 
 @pytest.fixture(autouse=True)

@@ -11,13 +11,13 @@ from typing import Any
 
 import orjson
 import pytest
-from toy_runs import fedbpt, write_config
 
 from fedbpt_api.data import write_examples
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.scoring.backend import Prompt, Scores
 from toy import ToyBackend, Toys, make_examples, make_task
+from toy_runs import fedbpt, write_config
 
 METHODS = (
     "Starting prompt",

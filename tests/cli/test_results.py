@@ -6,13 +6,13 @@ from pathlib import Path
 
 import orjson
 import pytest
-from toy_runs import fedbpt, texts_of
 
 from fedbpt_api.data import write_examples
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.config import load_settings, load_task
 from fedbpt_api.task import Example, Task
 from toy import ToyBackend, Toys, make_examples
+from toy_runs import fedbpt, texts_of
 
 METHODS = (
     "Starting prompt",

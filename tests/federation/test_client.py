@@ -9,17 +9,6 @@ from itertools import count
 
 import numpy as np
 import pytest
-from toy_clients import (
-    GROUPS,
-    LABEL_IDS,
-    PLAN,
-    WORDS,
-    OnePrompt,
-    WordSpace,
-    make_client,
-    start_ids,
-    table_client,
-)
 
 from fedbpt_api.aggregate import GlobalState
 from fedbpt_api.federation.client import Plan, Reference, Sums
@@ -31,6 +20,17 @@ from fedbpt_api.scoring.encode import EncodedText
 from fedbpt_api.scoring.losses import cross_entropy
 from fedbpt_api.verbalizer import Verbalizer
 from toy import ToyBackend, make_examples, make_task
+from toy_clients import (
+    GROUPS,
+    LABEL_IDS,
+    PLAN,
+    WORDS,
+    OnePrompt,
+    WordSpace,
+    make_client,
+    start_ids,
+    table_client,
+)
 
 BROADCAST = Broadcast(0, np.zeros(2), 1.0)
 PLAIN = Verbalizer.from_words(LABEL_IDS, GROUPS)

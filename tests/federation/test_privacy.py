@@ -7,14 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from toy_clients import (
-    GROUPS,
-    PLAN,
-    WORDS,
-    WordSpace,
-    make_client,
-    start_ids,
-)
 
 from fedbpt_api.federation.client import Client, Reference
 from fedbpt_api.federation.messages import Broadcast, decode_update, encode_update
@@ -24,6 +16,14 @@ from fedbpt_api.verbalizer.messages import WordSums
 from fedbpt_api.verbalizer.messages import decode as decode_fit
 from fedbpt_api.verbalizer.messages import encode as encode_fit
 from toy import ToyBackend, make_task
+from toy_clients import (
+    GROUPS,
+    PLAN,
+    WORDS,
+    WordSpace,
+    make_client,
+    start_ids,
+)
 
 # No other length in what is sent is one of these: an axis of such a length would be one of texts.
 N_TRAIN, N_DEV = 23, 19

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_clients import GROUPS, PLAN, WORDS, WordSpace, make_client, make_clients
 
 from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT, GlobalState, Update
 from fedbpt_api.errors import BackendError, QuorumError
@@ -23,6 +22,7 @@ from fedbpt_api.scoring.budget import BudgetSpent, Limits
 from fedbpt_api.scoring.scorer import Stopped
 from fedbpt_api.verbalizer import Verbalizer
 from toy import ToyBackend
+from toy_clients import GROUPS, PLAN, WORDS, WordSpace, make_client, make_clients
 
 START = GlobalState.first(np.zeros(2), 1.0)
 REFERENCE = Reference((), Verbalizer.from_words(WORDS, GROUPS))

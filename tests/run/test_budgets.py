@@ -8,13 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy_runs import (
-    after_round,
-    installed_toys,
-    make_settings,
-    run_toy,
-    scored,
-)
 
 from fedbpt_api.api import run_sync
 from fedbpt_api.errors import FedbptError
@@ -24,6 +17,13 @@ from fedbpt_api.run.events import Event, RoundDone
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.budget import Budget
 from toy import PROMPT, Toys, make_task
+from toy_runs import (
+    after_round,
+    installed_toys,
+    make_settings,
+    run_toy,
+    scored,
+)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

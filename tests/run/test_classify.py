@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toy_runs import make_settings
 
 from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_api.prompts.tuned import TunedPrompt
@@ -17,6 +16,7 @@ from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.task import Example
 from toy import ToyBackend, Toys, make_examples, make_task
+from toy_runs import make_settings
 
 TASK = make_task()
 

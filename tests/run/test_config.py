@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from fedbpt_api.data import split_dirichlet, split_iid, write_examples
 from fedbpt_api.errors import ConfigError
-from fedbpt_api.run.config import EXAMPLE_CONFIG, Settings, build_settings, load_settings, load_task
+from fedbpt_api.run.config import Settings, build_settings, example_config, load_settings, load_task
 from fedbpt_api.task import Example, Template, validate
 
 TOP = 'prompts = ["Say it.", ""]\ntemplate = "Review: {text}\\nSentiment:"\n'
@@ -324,7 +324,7 @@ def test_the_example_config_loads_unchanged(tmp_path: Path) -> None:
         for part in ("train", "dev", "test"):
             rows = [Example(f"{name} {part} {label}", label) for label in ("negative", "positive")]
             write_examples(tmp_path / name / f"{part}.jsonl", rows)
-    task = load_task(load_settings(config(tmp_path, EXAMPLE_CONFIG)))
+    task = load_task(load_settings(config(tmp_path, example_config())))
     assert [client.name for client in task.clients] == ["north", "south"]
     assert validate(task) == []
 
@@ -332,7 +332,7 @@ def test_the_example_config_loads_unchanged(tmp_path: Path) -> None:
 def test_the_remarks_of_the_example_config_are_valid_settings(tmp_path: Path) -> None:
     """Every key that stands in a remark is known, and its value is the default or valid."""
     write_examples(tmp_path / "all.jsonl", [Example("a", "x")])
-    lines = EXAMPLE_CONFIG.splitlines()
+    lines = example_config().splitlines()
     start = lines.index("# [search]")
     optional = tomllib.loads(
         "\n".join(line.removeprefix("# ") for line in lines[start:] if " = " in line or "[" in line)

@@ -9,14 +9,6 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
-from toy_runs import (
-    FILES,
-    make_settings,
-    numbers,
-    run_toy,
-    texts_of,
-    without_times,
-)
 
 from fedbpt_api.errors import RunFolderError
 from fedbpt_api.prompts.tuned import TunedPrompt
@@ -25,6 +17,14 @@ from fedbpt_api.run.folder import read_result
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner
 from toy import ToyBackend, Toys, make_task
+from toy_runs import (
+    FILES,
+    make_settings,
+    numbers,
+    run_toy,
+    texts_of,
+    without_times,
+)
 
 
 async def test_the_run_folder_holds_everything_and_reads_back(toys: Toys, tmp_path: Path) -> None:

@@ -7,12 +7,6 @@ from pathlib import Path
 
 import orjson
 import pytest
-from toy_runs import (
-    FILES,
-    after_round,
-    make_settings,
-    scored,
-)
 
 from fedbpt_api.errors import FedbptError
 from fedbpt_api.prompts.tuned import TunedPrompt
@@ -21,6 +15,12 @@ from fedbpt_api.run.folder import read_result
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner
 from toy import Toys, make_task
+from toy_runs import (
+    FILES,
+    after_round,
+    make_settings,
+    scored,
+)
 
 
 async def test_stop_in_the_middle_keeps_the_best_prompt_and_skips_the_test(

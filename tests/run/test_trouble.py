@@ -9,15 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_runs import (
-    after_round,
-    contains,
-    make_settings,
-    numbers,
-    run_toy,
-    scored,
-    texts_of,
-)
 
 from fedbpt_api.errors import BackendError, ConfigError, QuorumError
 from fedbpt_api.prompts.tuned import TunedPrompt
@@ -27,6 +18,15 @@ from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.backend import Prompt, Scores
 from fedbpt_api.task import ClientData, Example
 from toy import ToyBackend, Toys, make_task
+from toy_runs import (
+    after_round,
+    contains,
+    make_settings,
+    numbers,
+    run_toy,
+    scored,
+    texts_of,
+)
 
 
 async def test_a_client_s_own_backend_is_asked_for_its_texts_and_nobody_else_s(toys: Toys) -> None:

@@ -7,12 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toy_runs import (
-    contains,
-    make_settings,
-    run_toy,
-    scored,
-)
 
 from fedbpt_api.errors import ConfigError
 from fedbpt_api.prompts.tuned import TunedPrompt
@@ -22,6 +16,12 @@ from fedbpt_api.run.result import ALL_CLIENTS
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.task import Example
 from toy import PROMPT, Toys, make_examples, make_task
+from toy_runs import (
+    contains,
+    make_settings,
+    run_toy,
+    scored,
+)
 
 
 async def test_a_run_in_memory_tells_its_events_in_order_and_adds_up(toys: Toys) -> None:
