@@ -87,7 +87,7 @@ class Budget:
             budget = budget.parent
 
     def _check(self, work: Usage) -> None:
-        if not work.scored:
+        if work == Usage():
             return
         limits, used = self.limits, self.spent + self._reserved
         if limits.scored is not None and used.scored + work.scored > limits.scored:

@@ -311,6 +311,7 @@ async def main(how, closes):
         if closes == "closed":
             await backend.aclose()
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 asyncio.run(main(*sys.argv[1:]))
 """
 
