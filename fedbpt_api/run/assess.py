@@ -129,10 +129,26 @@ class Assessor:
         """Whether development texts are worth their price: not clearly worse than the best on training."""
         return not self.known or train_loss < self.best().train_loss + _SPREAD / math.sqrt(n)
 
-    async def contestants(self) -> list[Contestant]:
+    async def refit(self, chosen: Assessment) -> Verbalizer:
+        """The verbalizer for a prompt that has been chosen: development texts may train it now.
+
+        No call is needed: their scores are paid for.
+        """
+        if not chosen.dev.n:
+            return chosen.verbalizer
+        paid = set(chosen.clients) & set(chosen.by_client)
+        fits = await self._ask(
+            lambda client: client.fit(chosen.ids, self.parties.groups, with_dev=True), paid
+        )
+        verbalizer, _ = await self._fit(list(fits.got.values()), self.settings.verbalizer.kind)
+        return verbalizer
+
+    async def contestants(self, tuned: Verbalizer) -> list[Contestant]:
         """Rows of the test: each compared prompt plain, with bias and weighted; then the tuned one.
 
-        Their verbalizers saw the same texts.
+        The tuned prompt's verbalizer saw development texts too; so that nobody takes that for the
+        prompt's merit, the starting prompt has a row with the same advantage.
+
         """
         parties, settings = self.parties, self.settings
         words = Verbalizer.from_words(parties.words, parties.groups)
@@ -151,8 +167,9 @@ class Assessor:
                 Contestant(f"{name}+bias", ids, bias),
                 Contestant(f"{name}+weighted", ids, judged.verbalizer),
             ]
-        best = self.best()
-        return [*rows, Contestant("tuned", best.ids, best.verbalizer)]
+            if number == 1 and judged.dev.n:
+                rows.append(Contestant(f"{name}+weighted+dev", ids, await self.refit(judged)))
+        return [*rows, Contestant("tuned", self.best().ids, tuned)]
 
     def _cost(self) -> int:
         return sum(client.n_train + client.n_dev for client in self.parties.clients)

@@ -18,11 +18,13 @@ _METHODS = {
     "start": "Starting prompt",
     "start+bias": "Starting prompt + bias",
     "start+weighted": "Starting prompt + weighted",
+    "start+weighted+dev": "The same, dev texts too",
     "tuned": "Tuned prompt",
 }
 _RIVALS = {
     "start+bias": "the starting prompt with a label bias",
     "start+weighted": "the starting prompt with a weighted verbalizer",
+    "start+weighted+dev": "the same fitted on development texts too",
 }
 _STOPPED = {
     "budget": "The search ended when its budget was spent.",
@@ -162,7 +164,7 @@ def _clause(pair: Paired) -> str:
 
 
 def _join(parts: Sequence[str]) -> str:
-    return " and ".join(parts)
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def pick(rows: Sequence[Row], method: str, client: str) -> Row:

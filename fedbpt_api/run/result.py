@@ -22,7 +22,7 @@ class Row:
     """One method on one set of test texts.
 
     Attributes:
-        method: "majority", "start", "start+bias", "start+weighted" or "tuned".
+        method: "majority", "start", "start+bias", "start+weighted", "start+weighted+dev" or "tuned".
         client: Name of the client, or `ALL_CLIENTS`.
         n: Test texts.
         correct: Those classified correctly.

@@ -28,7 +28,7 @@ Names = npt.NDArray[np.str_]
 
 TUNED = "tuned"
 BASELINE = "start+bias"
-RIVALS = (BASELINE, "start+weighted")
+RIVALS = (BASELINE, "start+weighted", "start+weighted+dev")
 """The methods that the tuned prompt is tested against."""
 
 _Z = NormalDist().inv_cdf(0.975)

@@ -111,7 +111,8 @@ class Tuner:
             return await self._finish(parties, self._assessor, stopped)
         finally:
             try:
-                self._save_best()
+                if self._phase not in ("test", "done"):  # there the final one is saved already
+                    self._save_best()
             finally:
                 if parties is not None:
                     await parties.aclose()
@@ -199,8 +200,8 @@ class Tuner:
 
     async def _finish(self, parties: Parties, assessor: Assessor, stopped: Stop) -> RunResult:
         """Save the tuned prompt; then read the test texts, once."""
-        best = assessor.best()
-        self._save_best()
+        best = replace(assessor.best(), verbalizer=await assessor.refit(assessor.best()))
+        self._save(best)
         result = RunResult(
             folder=str(self._folder.path) if self._folder else None,
             prompt=best.text,
@@ -213,7 +214,7 @@ class Tuner:
         if stopped != "cancelled" and any(client.test for client in self.task.clients):
             self._phase = "test"
             self._tell(Testing(sum(len(client.test) for client in self.task.clients)))
-            contestants = await assessor.contestants()
+            contestants = await assessor.contestants(best.verbalizer)
             try:
                 timeout = self.settings.federation.timeout
                 known = len(parties.warnings)
@@ -278,8 +279,12 @@ class Tuner:
         return self._assessor.parties.artefact(best.ids, best.text, best.verbalizer, space, best.scores)
 
     def _save_best(self) -> None:
-        if self._folder is not None and self._assessor is not None and self._assessor.known:
-            self._folder.write_prompt(self._artefact(self._assessor.best()))
+        if self._assessor is not None and self._assessor.known:
+            self._save(self._assessor.best())
+
+    def _save(self, best: Assessment) -> None:
+        if self._folder is not None:
+            self._folder.write_prompt(self._artefact(best))
 
     def _count_tested(self, done: int, total: int) -> None:
         self._tested = (done, total)

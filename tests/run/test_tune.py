@@ -62,7 +62,7 @@ async def test_the_test_compares_four_ways_and_the_majority_on_every_client(toys
     task = make_task()
     report = (await run_toy(task)).test
     assert report is not None
-    methods = ["start", "start+bias", "start+weighted", "tuned"]
+    methods = ["start", "start+bias", "start+weighted", "start+weighted+dev", "tuned"]
     by = {(row.method, row.client): row for row in report.rows}
     for client, n in ((ALL_CLIENTS, 30), ("client0", 10), ("client1", 10), ("client2", 10)):
         assert all(by[method, client].n == n for method in (*methods, "majority"))
