@@ -26,6 +26,7 @@ from fedbpt_api.run.classify import Classifier, overall
 from fedbpt_api.run.config import example_config, load_settings, load_task
 from fedbpt_api.run.folder import read_result
 from fedbpt_api.run.present import show_whitespace
+from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tables import plain_text, result_view
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.task import Example
@@ -111,12 +112,7 @@ def tune(
     with Progress(console, lambda: tuner.status) as progress, _graceful(tuner):
         shown.append(progress)
         result = asyncio.run(tuner.run())
-    if as_json:
-        _print_json(result.to_dict())
-    elif _out.is_terminal:
-        _out.print(result_view(result))
-    else:
-        typer.echo(plain_text(result))
+    _print_result(result, as_json)
     if result.stopped == "cancelled":
         _err.print(f"stopped early; the best prompt so far is in {folder / 'prompt.json'}")
         raise typer.Exit(3)
@@ -201,13 +197,7 @@ def predict(
 def show(run: RunPath, as_json: Json = False) -> None:
     """What a run came to: the prompt, accuracies, paired tests, what was spent."""
     if run.is_dir() and (run / "result.json").exists():
-        result = read_result(run)
-        if as_json:
-            _print_json(result.to_dict())
-        elif _out.is_terminal:
-            _out.print(result_view(result))
-        else:
-            typer.echo(plain_text(result))
+        _print_result(read_result(run), as_json)
         return
     prompt = TunedPrompt.load(run)
     if as_json:
@@ -313,6 +303,16 @@ def _overrides(sets: list[str] | None) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             found[key] = value
     return found
+
+
+def _print_result(result: RunResult, as_json: bool) -> None:
+    """A run's result: JSON, tables for a terminal, or plain lines."""
+    if as_json:
+        _print_json(result.to_dict())
+    elif _out.is_terminal:
+        _out.print(result_view(result))
+    else:
+        typer.echo(plain_text(result))
 
 
 def _print_json(data: object) -> None:

@@ -152,8 +152,8 @@ async def words_after(backend: Backend, codebook: Codebook, prompt: str, positio
     """The space whose origin is `prompt` itself: words go to the end of its last line."""
     body = prompt.rstrip()
     ending = prompt[len(body) :] or "\n"
-    head, tail = [await backend.tokenize(part) if part else () for part in (body, ending)]
-    bare = await backend.tokenize(prompt) if prompt else ()
+    head, tail = [await backend.tokenize(part) for part in (body, ending)]
+    bare = await backend.tokenize(prompt)
     anchors = np.zeros((positions, codebook.coordinates.shape[1]))
     return CodebookSpace(codebook, (head, positions, tail), anchors, bare)
 
@@ -182,7 +182,7 @@ async def demonstrations(
     body = prompt.rstrip("\n")
     line = await backend.tokenize("\n")  # apart, as before a word; at the very end two are one token
     lines = max(len(prompt) - len(body), 1) if prompt else 0
-    pieces: list[Ids | int] = [(await backend.tokenize(body) if body else ()) + line * lines]
+    pieces: list[Ids | int] = [await backend.tokenize(body) + line * lines]
     for before, after in shown:
         pieces += [before, positions, after + line + line]
     pieces[-1] = shown[-1][1] + await backend.tokenize("\n\n")

@@ -84,7 +84,7 @@ class Assessor:
         if not self.known:
             raise FedbptError(
                 "the run was stopped, or its budget ended, before one prompt was judged",
-                f"judging one costs {self._cost()} scored examples; raise the budget",
+                f"judging one costs {self.cost} scored examples; raise the budget",
             )
         return min(self.known.values(), key=lambda assessment: assessment.loss)
 
@@ -102,11 +102,11 @@ class Assessor:
         verbalizer, report = await self._fit(list(fits.got.values()), self.settings.verbalizer.kind)
         train_loss = report.loss
         if train_loss is None:  # nothing was fitted, so nothing needs to be held out
-            train = await self._ask(lambda c: c.evaluate(ids, verbalizer, "train"))
+            train = await self.ask(lambda c: c.evaluate(ids, verbalizer, "train"))
             train_loss = _total(train).mean_loss
         sums: Answers[Sums] = Answers()
         if origin == START or self._promising(train_loss, report.n):
-            sums = await self._ask(lambda c: c.evaluate(ids, verbalizer))
+            sums = await self.ask(lambda c: c.evaluate(ids, verbalizer))
         dev = _total(sums)
         counted = max(train_loss, self.centre.train_loss) if self.centre else train_loss
         assessment = Assessment(
@@ -137,9 +137,7 @@ class Assessor:
         if not chosen.dev.n:
             return chosen.verbalizer
         paid = set(chosen.clients) & set(chosen.by_client)
-        fits = await self._ask(
-            lambda client: client.fit(chosen.ids, self.parties.groups, with_dev=True), paid
-        )
+        fits = await self.ask(lambda client: client.fit(chosen.ids, self.parties.groups, with_dev=True), paid)
         verbalizer, _ = await self._fit(list(fits.got.values()), self.settings.verbalizer.kind)
         return verbalizer
 
@@ -155,7 +153,7 @@ class Assessor:
         rows: list[Contestant] = []
         compared = settings.prompts if settings.test.compare == "all" else settings.prompts[:1]
         for number, text in enumerate(compared, start=1):
-            ids = await parties.backend.tokenize(text) if text else ()
+            ids = await parties.backend.tokenize(text)
             if ids not in self.known:
                 continue  # the budget ended before it was judged
             name = "start" if number == 1 else f"prompt {number}"
@@ -171,10 +169,12 @@ class Assessor:
                 rows.append(Contestant(f"{name}+weighted+dev", ids, await self.refit(judged)))
         return [*rows, Contestant("tuned", self.best().ids, tuned)]
 
-    def _cost(self) -> int:
+    @property
+    def cost(self) -> int:
+        """Scored examples that judging one prompt takes at most."""
         return sum(client.n_train + client.n_dev for client in self.parties.clients)
 
-    async def _ask(
+    async def ask(
         self, question: Callable[[Client], Awaitable[R]], names: Collection[str] | None = None
     ) -> Answers[R]:
         """Put a question to all clients, or to those named; go on while a quorum answers."""
@@ -186,7 +186,7 @@ class Assessor:
 
     async def _fits(self, ids: Ids, names: Collection[str] | None = None) -> Answers[ClientFit]:
         """The clients' sides of a fit for a prompt."""
-        return await self._ask(lambda client: client.fit(ids, self.parties.groups), names)
+        return await self.ask(lambda client: client.fit(ids, self.parties.groups), names)
 
     async def _fit(self, fits: Sequence[ClientFit], kind: Kind) -> tuple[Verbalizer, FitReport]:
         parties = self.parties

@@ -28,7 +28,7 @@ async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessm
     settings, backend = assessor.settings, assessor.parties.backend
     prompts = list(dict.fromkeys(settings.prompts))
     for text in prompts:
-        await assessor.assess(await backend.tokenize(text) if text else (), START)
+        await assessor.assess(await backend.tokenize(text), START)
     spaces: dict[Ids, CodebookSpace] = {}
     shown = () if settings.search.form == "words" else await _shown(assessor)
     if shown:
@@ -51,11 +51,10 @@ async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessm
 
 def _draws(assessor: Assessor, prompts: list[str], *, forced: bool) -> Iterator[tuple[int, str]]:
     """Number and base prompt of each draw: one for every prompt, more while they are cheap."""
-    budget, parties = assessor.parties.budget, assessor.parties
-    cost = sum(client.n_train + client.n_dev for client in parties.clients)
+    budget = assessor.parties.budget
     for draw in count():
         limit = budget.limits.scored
-        cheap = limit is None or budget.spent.scored + cost <= _SHARE * limit
+        cheap = limit is None or budget.spent.scored + assessor.cost <= _SHARE * limit
         if draw >= _MOST or not (cheap or (forced and draw == 0)):
             return
         yield draw, prompts[draw % len(prompts)]

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT
 from fedbpt_api.federation.client import Client, Plan, Reference, Sums
-from fedbpt_api.federation.runtime import Round, Rules, ask_all, need_quorum, sample, search_round
+from fedbpt_api.federation.runtime import Round, Rules, sample, search_round
 from fedbpt_api.prompts.codebook import CodebookSpace, codebook_for
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.assess import Assessment, Assessor
@@ -126,7 +126,7 @@ class Tuner:
             budget.start()
         clock = _Meter(parties)
         try:
-            await self._choose_words(parties)
+            await self._choose_words(parties, assessor)
             codebook = await codebook_for(parties.backend, self.settings.search.coordinates)
             self._phase = "starting prompts"
             centre, self._space = await choose_origin(assessor, codebook)
@@ -138,17 +138,13 @@ class Tuner:
         except Stopped:
             return "cancelled"
 
-    async def _choose_words(self, parties: Parties) -> None:
+    async def _choose_words(self, parties: Parties, assessor: Assessor) -> None:
         """The T named words: label words, then the words most probable on the training texts."""
         self._phase = "words"
         wanted = min(self.settings.verbalizer.words, parties.info.max_words)
         words = parties.label_tokens
         if self.settings.verbalizer.kind == "weighted" and wanted > len(words):
-            federation = self.settings.federation
-            answers = await ask_all(
-                parties.clients, lambda c: c.word_sums(parties.start_ids), federation.timeout
-            )
-            need_quorum(answers, len(parties.clients), federation.quorum)
+            answers = await assessor.ask(lambda c: c.word_sums(parties.start_ids))
             lists = [answers.got[name] for name in sorted(answers.got)]
             words = merge_words(lists, parties.label_tokens, wanted)
         for client in parties.clients:
