@@ -92,8 +92,9 @@ def _frame(known: Sequence[tuple[float, float]]) -> _Frame:
     x_low, x_high = min(x for x, _ in known), max(x for x, _ in known)
     y_low, y_high = min(y for _, y in known), max(y for _, y in known)
     x_low = 0.0 if x_low >= 0 else x_low
-    x_high = x_high if x_high > x_low else x_low + 1.0
-    padding = 0.06 * (y_high - y_low) or 0.05 * max(abs(y_high), 0.1)
+    x_high = max(x_high, x_low + 1.0)  # scored examples: whole ones
+    spread, size = y_high - y_low, max(abs(y_low), abs(y_high), 0.1)
+    padding = 0.06 * spread if spread > 1e-9 * size else 0.05 * size  # rounding is no difference
     return _Frame(x_low, x_high, y_low - padding, y_high + padding)
 
 

@@ -6,7 +6,7 @@ import math
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedbpt_api.run.chart import Series, line_chart, ticks
@@ -19,6 +19,8 @@ def _draw(*series: Series) -> ElementTree.Element:
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), values), min_size=1, max_size=20))
+@example([(5e-324, 0.0)])
+@example([(1.0, 0.0), (2.0, 5e-324)])
 def test_every_known_point_is_drawn_inside_the_picture(points: list[tuple[float, float]]) -> None:
     svg = _draw(Series("a", "c0", tuple(points)))
     dots = svg.findall(".//circle")
