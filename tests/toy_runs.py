@@ -108,6 +108,8 @@ def without_times(path: Path) -> object:
         return _timeless(orjson.loads(path.read_bytes()))
     if path.suffix == ".jsonl":
         return [_timeless(orjson.loads(line)) for line in path.read_bytes().splitlines()]
+    if path.suffix == ".journal":
+        return path.read_bytes()
     return _SECONDS_CELL.sub("<td>seconds</td>", path.read_text(encoding="utf-8"))
 
 
@@ -135,6 +137,7 @@ FILES = {
     "prompt.json",
     "result.json",
     "report.html",
+    *(f"scores-{client}.journal" for client in range(3)),  # make_task's clients
 }
 
 

@@ -6,7 +6,7 @@ local search, and for a prompt the sum of losses and the number of correct texts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ from fedbpt_api.aggregate import Update
 from fedbpt_api.federation.messages import Broadcast
 from fedbpt_api.prompts.codebook import distinct_share
 from fedbpt_api.prompts.space import Ids, PromptSpace
+from fedbpt_api.prompts.written import CHOICES, Job, Line, write_line
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import EncodedSet, EncodedText
@@ -24,7 +25,7 @@ from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.search import cma_es
 from fedbpt_api.verbalizer import ClientFit, Verbalizer, word_sums
 
-_TOP = 100  # words of a text's list that enter the word list
+_TOP = 2000  # words of a text's list that enter the word list
 _PURPOSE_SEARCH, _PURPOSE_BATCH, _PURPOSE_PERTURB = 1, 2, 3
 
 
@@ -85,7 +86,7 @@ class Searched:
         update: What travels.
         best: z of its best candidate.
         distinct: Share of distinct prompts among its candidates.
-        spent: Whether its budget ended it.
+        spent: Whether the run's budget ended it.
         moved: Whether it finished a generation that it could learn from.
     """
 
@@ -130,6 +131,29 @@ class Client:
         """At most 500 (token, summed probability) pairs over the training texts."""
         return word_sums(await self.scorer.top_words(prompt, self._train.texts, _TOP))
 
+    async def write(self, jobs: Sequence[Job], judge: Reference) -> tuple[Line, ...]:
+        """Lines written by the model, each read once by it with the judge's prompt and verbalizer.
+
+        Nothing of this client's texts takes part. Fewer lines than jobs where the budget ends.
+        """
+        lines: list[Line] = []
+        backend = self.scorer.backend
+        for job in jobs:
+
+            async def probable(ids: Ids, lead: Ids = job.lead) -> Mapping[int, float]:
+                return (await self.scorer.top_words(lead, [EncodedText((), ids)], CHOICES))[0]
+
+            try:
+                rng = np.random.default_rng(job.seed)
+                drawn = await write_line(job.lead, probable, backend.detokenize, rng)
+                ids = await backend.tokenize(await backend.detokenize(drawn))
+                read = [EncodedText((), job.before + ids + job.after)]
+                logits = judge.verbalizer.probabilities(await self.scorer.score(judge.prompt, read))
+            except BudgetSpent:
+                break
+            lines.append(Line(job.label, ids, float(np.log(logits[0, job.label]))))
+        return tuple(lines)
+
     async def fit(self, prompt: Ids, groups: Sequence[Sequence[int]], *, with_dev: bool = False) -> ClientFit:
         """This client's side of a verbalizer's fit for `prompt`: answers messages, scores nothing more."""
         texts, labels = self._train.texts, self._train.labels
@@ -155,13 +179,17 @@ class Client:
     ) -> Searched:
         """A local search from the server's mean and step size (FedBPT, section 3, step 2).
 
-        Ends early, with what it has, where its budget ends.
+        Ends early, with what it has, where the budget ends.
+
+        Raises:
+            BudgetSpent: The client's own budget ended before it finished one generation.
         """
         key = (self._seed, broadcast.round, self._key)
         state = cma_es.start(broadcast.mean, broadcast.sigma, (*key, _PURPOSE_SEARCH), plan.population)
         before = self.scorer.budget.spent.scored
         prompts: list[Ids] = []
-        best, best_loss, spent = np.array(broadcast.mean), np.inf, False
+        best, best_loss = np.array(broadcast.mean), np.inf
+        spent: BudgetSpent | None = None
         perturbed = self._perturbed(plan, key)
         for iteration in range(plan.iterations):
             batch = self._batch(plan, (*key, iteration))
@@ -170,8 +198,8 @@ class Client:
                 prompts.append(space.decode(z))
                 try:
                     losses.append(await self._loss(prompts[-1], batch, perturbed, plan, reference))
-                except BudgetSpent:
-                    spent = True
+                except BudgetSpent as end:
+                    spent = end
                     break
                 if losses[-1] < best_loss:
                     best, best_loss = z, losses[-1]
@@ -184,9 +212,11 @@ class Client:
             try:
                 batch = self._batch(plan, (*key, plan.iterations))
                 loss = await self._loss(space.decode(mean), batch, perturbed, plan, reference)
-            except BudgetSpent:
-                spent = True
+            except BudgetSpent as end:
+                spent = end
         steps = cma_es.step_sizes(state)
+        if spent and spent.own and not steps:
+            raise spent
         update = Update(
             client=self.name,
             round=broadcast.round,
@@ -197,7 +227,8 @@ class Client:
             n=self.n_train,
             scored=self.scorer.budget.spent.scored - before,
         )
-        return Searched(update, best, distinct_share(prompts), spent, bool(steps))
+        ended = spent is not None and not spent.own
+        return Searched(update, best, distinct_share(prompts), ended, bool(steps))
 
     async def _loss(
         self,

@@ -43,10 +43,17 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Answers(Generic[R]):
-    """What came back: answers by client name, and why the others are missing."""
+    """What came back.
+
+    Attributes:
+        got: Answers by client name.
+        missing: Why the others are missing.
+        spent: Those of them whose own budget is spent.
+    """
 
     got: dict[str, R] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    spent: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +68,17 @@ class Round:
 
     @property
     def spent(self) -> bool:
-        """Whether some client's budget ended in this round."""
+        """Whether the run's budget ended in this round."""
         return any(s.spent for s in self.searched.values())
 
 
 async def ask_all(
     clients: Sequence[Client], question: Callable[[Client], Awaitable[R]], timeout: float | None = None
 ) -> Answers[R]:
-    """Put one question to all clients at the same time; failures and delays are answers too.
+    """Put one question to all clients at the same time; failures, delays and spent budgets are answers too.
 
     Raises:
-        BudgetSpent, Stopped: When they end the question at any client (after all have ended).
+        BudgetSpent, Stopped: When the run's budget or the user ends the question (after all have ended).
     """
 
     async def one(client: Client) -> R:
@@ -81,9 +88,12 @@ async def ask_all(
     results = await asyncio.gather(*(one(c) for c in clients), return_exceptions=True)
     answers: Answers[R] = Answers()
     for client, result in zip(clients, results, strict=True):
-        if isinstance(result, BudgetSpent | Stopped | asyncio.CancelledError):
+        if isinstance(result, BudgetSpent) and result.own:
+            answers.missing[client.name] = str(result)
+            answers.spent.add(client.name)
+        elif isinstance(result, BudgetSpent | Stopped | asyncio.CancelledError):
             raise result
-        if isinstance(result, TimeoutError):
+        elif isinstance(result, TimeoutError):
             answers.missing[client.name] = f"no answer within {timeout:g} s"
         elif isinstance(result, FedbptError):
             answers.missing[client.name] = result.message
@@ -95,9 +105,16 @@ async def ask_all(
 
 
 def need_quorum(answers: Answers[R], asked: int, quorum: float) -> None:
-    """Raise QuorumError where fewer than `quorum` of the asked clients answered."""
+    """Go on only where `quorum` of the asked clients answered.
+
+    Raises:
+        BudgetSpent: Too few answered, and clients' own budgets have a part in it: a planned end.
+        QuorumError: Too few answered.
+    """
     if len(answers.got) >= max(1, math.ceil(quorum * asked - 1e-9)):
         return
+    if answers.spent:
+        raise BudgetSpent(f"clients {', '.join(sorted(answers.spent))}")
     why = "; ".join(f"{name}: {reason}" for name, reason in sorted(answers.missing.items()))
     raise QuorumError(
         f"only {len(answers.got)} of {asked} clients answered ({why})",
@@ -129,6 +146,7 @@ async def search_round(
     Messages are encoded and decoded in process too, so the server works with what would arrive.
 
     Raises:
+        BudgetSpent: The run's budget, or too many clients' own, ended.
         QuorumError: Too few clients answered.
     """
     down = encode_state(state)
@@ -139,7 +157,7 @@ async def search_round(
 
     answers = await ask_all(clients, search, rules.timeout)
     updates: dict[str, Update] = {}
-    accepted: Answers[Searched] = Answers(missing=dict(answers.missing))
+    accepted: Answers[Searched] = Answers(missing=dict(answers.missing), spent=answers.spent)
     for name, (searched, up) in sorted(answers.got.items()):
         update = decode_update(up)
         try:

@@ -51,6 +51,11 @@ class Codebook:
         return hashlib.sha256(data).hexdigest()[:16]
 
     @cached_property
+    def places(self) -> dict[int, int]:
+        """Row of each token."""
+        return {token: row for row, token in enumerate(self.tokens)}
+
+    @cached_property
     def tree(self) -> cKDTree:
         return cKDTree(self.coordinates)
 
@@ -163,34 +168,53 @@ async def demonstrations(
     codebook: Codebook,
     prompt: str,
     shown: Sequence[tuple[Ids, Ids]],
+    texts: Sequence[Ids],
     positions: int,
-    seed: int,
 ) -> CodebookSpace:
-    """A prompt followed by one made-up example a label, whose texts are `positions` words each.
+    """The space whose origin is a prompt followed by one made-up example a label.
 
-    A language model reads a task off examples; these hold no private text, only words of the
-    codebook. The origin is a seeded draw of words.
+    At most `positions` words of each example can be changed: whole words of the codebook.
 
     Args:
         backend: Tokenises the prompt and the blank line between examples.
         codebook: The words.
         prompt: Put before the examples.
         shown: For each label the ids before its example's text and those after it, label word included.
-        positions: Words an example has.
-        seed: Of the draw.
+        texts: For each label the ids of its example's text.
+        positions: Words of an example that the search may change.
     """
     body = prompt.rstrip("\n")
     line = await backend.tokenize("\n")  # apart, as before a word; at the very end two are one token
     lines = max(len(prompt) - len(body), 1) if prompt else 0
     pieces: list[Ids | int] = [await backend.tokenize(body) + line * lines]
-    for before, after in shown:
-        pieces += [before, positions, after + line + line]
+    chosen: list[int] = []
+    for (before, after), text in zip(shown, texts, strict=True):
+        free = (await _whole_words(backend, codebook, text))[:positions]
+        chosen += [codebook.places[text[at]] for at in free]
+        words: list[Ids | int] = [1 if at in free else (token,) for at, token in enumerate(text)]
+        pieces += [before, *words, after + line + line]
     pieces[-1] = shown[-1][1] + await backend.tokenize("\n\n")
-    rng = np.random.default_rng((seed, len(shown), positions))
-    count = len(shown) * positions
-    words = np.flatnonzero(np.linalg.norm(codebook.coordinates, axis=1) >= _EMPTY)
-    chosen = rng.choice(words, count, replace=count > len(words))
     return CodebookSpace(codebook, tuple(pieces), codebook.coordinates[chosen])
+
+
+def drawn_texts(codebook: Codebook, labels: int, length: int, seed: int) -> list[Ids]:
+    """For each label `length` different random words."""
+    rng = np.random.default_rng((seed, labels, length))
+    words = np.flatnonzero(np.linalg.norm(codebook.coordinates, axis=1) >= _EMPTY)
+    chosen = rng.choice(words, labels * length, replace=labels * length > len(words))
+    return [tuple(codebook.tokens[i] for i in row) for row in chosen.reshape(labels, length)]
+
+
+async def _whole_words(backend: Backend, codebook: Codebook, text: Ids) -> list[int]:
+    """Places in a text where a codebook word stands that nothing is glued to, so another word may stand."""
+    follows = [(await backend.detokenize([token]))[:1] for token in text[1:]] + [""]
+    return [
+        at
+        for at, (token, after) in enumerate(zip(text, follows, strict=True))
+        if not after.isalnum()
+        and (place := codebook.places.get(token)) is not None
+        and np.linalg.norm(codebook.coordinates[place]) >= _EMPTY
+    ]
 
 
 def distinct_share(prompts: Sequence[Ids]) -> float:

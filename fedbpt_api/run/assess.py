@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TypeVar
 
 from fedbpt_api.errors import FedbptError
@@ -29,31 +30,62 @@ class Assessment:
     Attributes:
         ids: The prompt's token ids.
         text: The prompt.
-        verbalizer: Fitted on the training texts of all clients.
-        train_loss: Mean cross-entropy over training texts held out by cross-validation.
-        loss: The same over training and development texts together: the number that chooses. For a prompt
-            that was searched for on the training texts, they count as the search's centre did, or worse.
-            Infinite where the training texts alone ruled the prompt out.
-        dev: Sums over the development texts.
-        by_client: The same for each client.
-        clients: Who took part in the fit.
+        verbalizer: Fitted on the training texts of all clients that answered.
+        train: For each client the cross-entropy of its training texts, held out by cross-validation.
+        dev: For each client the sums over its development texts; empty where the training texts alone
+            ruled the prompt out.
+        floor: `train` of the centre that the prompt was searched from; empty where it was not.
     """
 
     ids: Ids
     text: str
     verbalizer: Verbalizer
-    train_loss: float
-    loss: float
-    dev: Sums
-    by_client: Mapping[str, Sums]
-    clients: tuple[str, ...]
+    train: Mapping[str, Sums]
+    dev: Mapping[str, Sums]
+    floor: Mapping[str, Sums]
+
+    @property
+    def clients(self) -> frozenset[str]:
+        """Who answered for all its texts."""
+        return frozenset(self.train) & frozenset(self.dev)
+
+    @property
+    def train_loss(self) -> float:
+        return _total(self.train).mean_loss
+
+    @property
+    def dev_sums(self) -> Sums:
+        """Over the development texts of all clients."""
+        return _total(self.dev)
+
+    @property
+    def loss(self) -> float:
+        """The number that chooses, over all clients that answered; infinite where it was ruled out."""
+        return self.loss_on(self.clients)
+
+    def loss_on(self, names: Collection[str]) -> float:
+        """Mean held-out loss over some clients' training and development texts together.
+
+        Training texts that a prompt was searched for on count as the search's centre did, or worse.
+        """
+        train, dev, floor = (_total(part, names) for part in (self.train, self.dev, self.floor))
+        if not train.n:
+            return math.inf
+        counted = max(train.mean_loss, floor.mean_loss) if floor.n else train.mean_loss
+        return (train.n * counted + dev.loss) / (train.n + dev.n)
+
+    def beats(self, other: Assessment) -> bool:
+        """Whether its loss is smaller on the clients that answered for both."""
+        common = self.clients & other.clients
+        return self.loss_on(common) < other.loss_on(common)
 
     @property
     def scores(self) -> dict[str, float]:
         """What goes into the artefact."""
         scores = {"held_out_loss": self.loss}
-        if self.dev.n:
-            scores |= {"dev_loss": self.dev.mean_loss, "dev_accuracy": self.dev.accuracy}
+        dev = self.dev_sums
+        if dev.n:
+            scores |= {"dev_loss": dev.mean_loss, "dev_accuracy": dev.accuracy}
         return scores
 
 
@@ -78,6 +110,9 @@ class Assessor:
     def best(self) -> Assessment:
         """The prompt with the smallest held-out loss; the earlier one where two are equal.
 
+        Two prompts are compared on the clients that answered for both: one may have failed in between,
+        or spent its own budget.
+
         Raises:
             FedbptError: Not one prompt could be assessed.
         """
@@ -86,7 +121,7 @@ class Assessor:
                 "the run was stopped, or its budget ended, before one prompt was judged",
                 f"judging one costs {self.cost} scored examples; raise the budget",
             )
-        return min(self.known.values(), key=lambda assessment: assessment.loss)
+        return reduce(lambda best, new: new if new.beats(best) else best, self.known.values())
 
     async def assess(self, ids: Ids, origin: str) -> Assessment:
         """Score a prompt on all training and development texts and fit its verbalizer.
@@ -100,44 +135,35 @@ class Assessor:
         parties = self.parties
         fits = await self._fits(ids)
         verbalizer, report = await self._fit(list(fits.got.values()), self.settings.verbalizer.kind)
-        train_loss = report.loss
-        if train_loss is None:  # nothing was fitted, so nothing needs to be held out
-            train = await self.ask(lambda c: c.evaluate(ids, verbalizer, "train"))
-            train_loss = _total(train).mean_loss
+        train = {name: Sums(n, loss) for name, (n, loss) in report.held_out.items()}
         sums: Answers[Sums] = Answers()
-        if origin == START or self._promising(train_loss, report.n):
-            sums = await self.ask(lambda c: c.evaluate(ids, verbalizer))
-        dev = _total(sums)
-        counted = max(train_loss, self.centre.train_loss) if self.centre else train_loss
-        assessment = Assessment(
-            ids=ids,
-            text=await parties.backend.detokenize(ids),
-            verbalizer=verbalizer,
-            train_loss=train_loss,
-            loss=(report.n * counted + dev.loss) / (report.n + dev.n) if sums.got else math.inf,
-            dev=dev,
-            by_client=dict(sums.got),
-            clients=tuple(sorted(fits.got)),
-        )
+        if self._promising(train):
+            sums = await self.ask(lambda c: c.evaluate(ids, verbalizer), train)
+        text = await parties.backend.detokenize(ids)
+        floor = self.centre.train if self.centre else {}
+        assessment = Assessment(ids, text, verbalizer, train, dict(sums.got), floor)
         self.known[ids] = assessment
-        chosen = self.best() is assessment
-        a = assessment
-        self.tell(Assessed(a.text, origin, train_loss, a.loss, dev.mean_loss, dev.accuracy, chosen))
+        a, dev, chosen = assessment, assessment.dev_sums, self.best() is assessment
+        self.tell(Assessed(a.text, origin, a.train_loss, a.loss, dev.mean_loss, dev.accuracy, chosen))
         return assessment
 
-    def _promising(self, train_loss: float, n: int) -> bool:
+    def _promising(self, train: Mapping[str, Sums]) -> bool:
         """Whether development texts are worth their price: not clearly worse than the best on training."""
-        return not self.known or train_loss < self.best().train_loss + _SPREAD / math.sqrt(n)
+        if not self.known:
+            return True
+        common = frozenset(train) & self.best().clients
+        new, best = _total(train, common), _total(self.best().train, common)
+        return not new.n or new.mean_loss < best.mean_loss + _SPREAD / math.sqrt(new.n)
 
     async def refit(self, chosen: Assessment) -> Verbalizer:
         """The verbalizer for a prompt that has been chosen: development texts may train it now.
 
         No call is needed: their scores are paid for.
         """
-        if not chosen.dev.n:
+        if not chosen.dev_sums.n:
             return chosen.verbalizer
-        paid = set(chosen.clients) & set(chosen.by_client)
-        fits = await self.ask(lambda client: client.fit(chosen.ids, self.parties.groups, with_dev=True), paid)
+        groups = self.parties.groups
+        fits = await self.ask(lambda client: client.fit(chosen.ids, groups, with_dev=True), chosen.clients)
         verbalizer, _ = await self._fit(list(fits.got.values()), self.settings.verbalizer.kind)
         return verbalizer
 
@@ -158,14 +184,14 @@ class Assessor:
                 continue  # the budget ended before it was judged
             name = "start" if number == 1 else f"prompt {number}"
             judged = self.known[ids]
-            fits = await self._fits(ids, judged.clients)
+            fits = await self._fits(ids, judged.train)
             bias, _ = await self._fit(list(fits.got.values()), "bias")
             rows += [
                 Contestant(name, ids, words),
                 Contestant(f"{name}+bias", ids, bias),
                 Contestant(f"{name}+weighted", ids, judged.verbalizer),
             ]
-            if number == 1 and judged.dev.n:
+            if number == 1 and judged.dev_sums.n:
                 rows.append(Contestant(f"{name}+weighted+dev", ids, await self.refit(judged)))
         return [*rows, Contestant("tuned", self.best().ids, tuned)]
 
@@ -190,10 +216,13 @@ class Assessor:
 
     async def _fit(self, fits: Sequence[ClientFit], kind: Kind) -> tuple[Verbalizer, FitReport]:
         parties = self.parties
-        return await fit_over_clients(
+        fitted = await fit_over_clients(
             fits, parties.words, parties.groups, kind=kind, folds=self.settings.verbalizer.folds
         )
+        parties.count_bytes(fitted[1].bytes_up, fitted[1].bytes_down)
+        return fitted
 
 
-def _total(sums: Answers[Sums]) -> Sums:
-    return sum((sums.got[name] for name in sorted(sums.got)), Sums())
+def _total(sums: Mapping[str, Sums], names: Collection[str] | None = None) -> Sums:
+    """Over all clients, or those named; in the order of their names."""
+    return sum((sums[name] for name in sorted(sums) if names is None or name in names), Sums())

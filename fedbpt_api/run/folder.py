@@ -4,6 +4,7 @@ settings.json  the resolved settings          versions.json  what took part
 rounds.jsonl   every round's numbers          prompts.jsonl  every prompt that all clients judged
 prompt.json    the best prompt so far, then the tuned one
 result.json    the whole result               report.html    the same, to look at and to send
+scores-N.journal  every score of client N, on disk before it was used
 """
 
 from __future__ import annotations

@@ -1,22 +1,33 @@
-"""Where the search starts: the user's prompts, and prompts with made-up examples of codebook words.
+"""Where the search starts: the user's prompts, and prompts with made-up examples.
+
+The examples are lines that the model wrote for each label (`prompts.written`); a few are written, those are
+kept whose label the model itself recognises best, and every draw combines one of each label. Where a model
+cannot write (its server gives no lists of words), random words of the codebook take their place.
 
 All of them are assessed; they stay in the race to the end, and the best is the centre of the search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 
-from fedbpt_api.prompts.codebook import Codebook, CodebookSpace, demonstrations, words_after
+import numpy as np
+
+from fedbpt_api.federation.client import Reference
+from fedbpt_api.prompts.codebook import Codebook, CodebookSpace, demonstrations, drawn_texts, words_after
 from fedbpt_api.prompts.space import Ids
+from fedbpt_api.prompts.written import Job, Line
 from fedbpt_api.run.assess import START, Assessment, Assessor
+from fedbpt_api.run.config import Settings
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.task import Example
 
 _SHARE = 0.4  # of the scored examples that the starting prompts may take
 _MOST = 48  # draws of made-up examples
+_WRITING = 0.06  # of the scored examples that writing lines may take
+_LINES, _LINE = 12, 14  # lines for a label at most, and what a line costs about
 
 
 async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessment, CodebookSpace]:
@@ -32,15 +43,18 @@ async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessm
     spaces: dict[Ids, CodebookSpace] = {}
     shown = () if settings.search.form == "words" else await _shown(assessor)
     if shown:
-        for draw, text in _draws(assessor, prompts, forced=settings.search.form == "demonstrations"):
-            seed = settings.seed * 1000 + draw
-            space = await demonstrations(backend, codebook, text, shown, settings.search.positions, seed)
-            ids = space.decode(0.0 * space.anchors)
-            try:
-                await assessor.assess(ids, "made-up examples")
-            except BudgetSpent:
-                break
-            spaces[ids] = space
+        try:
+            lines = await _written(assessor, shown)
+            forced = settings.search.form == "demonstrations"
+            for draw, text in _draws(assessor, prompts, forced=forced):
+                texts = _texts(codebook, lines, settings, draw)
+                space = await demonstrations(backend, codebook, text, shown, texts, settings.search.positions)
+                ids = space.decode(0.0 * space.anchors)
+                if await backend.tokenize(await backend.detokenize(ids)) == ids:
+                    await assessor.assess(ids, "made-up examples")
+                    spaces[ids] = space
+        except BudgetSpent:
+            pass  # what was judged until then is in the race
     best = assessor.best()
     if settings.search.form == "demonstrations" and spaces:
         best = min((assessor.known[ids] for ids in spaces), key=lambda a: a.train_loss)
@@ -58,6 +72,35 @@ def _draws(assessor: Assessor, prompts: list[str], *, forced: bool) -> Iterator[
         if draw >= _MOST or not (cheap or (forced and draw == 0)):
             return
         yield draw, prompts[draw % len(prompts)]
+
+
+async def _written(assessor: Assessor, shown: Sequence[tuple[Ids, Ids]]) -> list[list[Line]]:
+    """For each label the lines that clients had the model write, the most convincing half."""
+    parties, seed = assessor.parties, assessor.settings.seed
+    limit = parties.budget.limits.scored
+    each = _LINES if limit is None else min(int(_WRITING * limit / (len(shown) * _LINE)), _LINES)
+    jobs: list[Job] = []
+    for label, (before, after) in enumerate(shown):
+        lead = (await parties.backend.detokenize(after)).strip() + "\n"
+        ids = await parties.backend.tokenize(lead) + before
+        jobs += [Job(label, ids, before, after[:-1], (seed, label, number)) for number in range(each)]
+    names = [client.name for client in parties.clients]
+    start = assessor.known[parties.start_ids]
+    judge = Reference(start.ids, start.verbalizer)
+    answers = await assessor.ask(lambda c: c.write(jobs[names.index(c.name) :: len(names)], judge))
+    lines = [line for name in sorted(answers.got) for line in answers.got[name]]
+    lines.sort(key=lambda line: (-line.confidence, line.ids))
+    by_label = [list(dict.fromkeys(line for line in lines if line.label == k)) for k in range(len(shown))]
+    return [found[: (len(found) + 1) // 2] for found in by_label]
+
+
+def _texts(codebook: Codebook, lines: list[list[Line]], settings: Settings, draw: int) -> list[Ids]:
+    """The examples' texts of a draw, one a label."""
+    seed = settings.seed * 1000 + draw
+    if not all(lines):
+        return drawn_texts(codebook, len(lines), settings.search.positions, seed)
+    rng = np.random.default_rng((seed, len(lines)))
+    return [found[int(rng.integers(len(found)))].ids for found in lines]
 
 
 async def _shown(assessor: Assessor) -> tuple[tuple[Ids, Ids], ...]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from fedbpt_api.errors import ConfigError
 from fedbpt_api.federation.client import Client
@@ -16,6 +18,7 @@ from fedbpt_api.run.events import Started
 from fedbpt_api.scoring.backend import Backend, BackendInfo
 from fedbpt_api.scoring.budget import Budget, Limits
 from fedbpt_api.scoring.encode import EncodedText, Encoder, label_tokens
+from fedbpt_api.scoring.journal import Journal, secret_of
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import Task, validate
@@ -41,6 +44,7 @@ class Parties:
     start_ids: Ids = ()
     word_texts: dict[int, str] = field(default_factory=dict)
     tests: dict[str, Budget] = field(default_factory=dict)
+    verbalizer_bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @property
     def info(self) -> BackendInfo:
@@ -51,7 +55,7 @@ class Parties:
         return Started(tuple(texts), texts, self.info.model, limit)
 
     def spent(self) -> dict[str, dict[str, int | float]]:
-        """What each client spent on the search and, apart, on the test."""
+        """What each client spent on the search and, apart, on the test; bytes of words and verbalizers."""
         table: dict[str, dict[str, int | float]] = {}
         for client in self.clients:
             budget = client.scorer.budget
@@ -61,6 +65,8 @@ class Parties:
                 "prompt_tokens": budget.spent.prompt_tokens,
                 "cached_tokens": budget.spent.cached_tokens,
                 "requests": budget.spent.requests,
+                "verbalizer_bytes_up": self.verbalizer_bytes[client.name, "up"],
+                "verbalizer_bytes_down": self.verbalizer_bytes[client.name, "down"],
             }
             if test := self.tests.get(client.name):
                 table[client.name] |= {
@@ -73,6 +79,11 @@ class Parties:
     def words(self) -> Ids:
         """The T named words, once they are chosen."""
         return self.clients[0].scorer.words
+
+    def count_bytes(self, up: Mapping[str, int], down: Mapping[str, int]) -> None:
+        """Note what the word list or a verbalizer's fit made clients send and receive."""
+        for way, sizes in (("up", up), ("down", down)):
+            self.verbalizer_bytes.update({(name, way): size for name, size in sizes.items()})
 
     async def name_words(self) -> None:
         """Remember the text of every named word, for the artefact."""
@@ -103,12 +114,22 @@ class Parties:
     async def aclose(self) -> None:
         for client in self.clients:
             await client.scorer.aclose()
+            if client.scorer.journal is not None:
+                client.scorer.journal.close()
         for backend in self.backends:
             await backend.aclose()
 
 
-async def open_parties(settings: Settings, task: Task, stopping: Callable[[], bool]) -> Parties:
+async def open_parties(
+    settings: Settings, task: Task, stopping: Callable[[], bool], folder: Path | None = None
+) -> Parties:
     """Open backends, tokenise every text and check what only the model can tell.
+
+    Args:
+        settings: The run's.
+        task: Texts, template and label words.
+        stopping: Whether the user has asked the run to stop.
+        folder: Where each client's journal of scores is kept; None keeps none.
 
     Raises:
         ConfigError: Label words that are not single tokens or collide, texts longer than the context,
@@ -126,6 +147,7 @@ async def open_parties(settings: Settings, task: Task, stopping: Callable[[], bo
         longest_prompt = max(map(len, prompts.values())) + _ROOM
         own = {client.name: client for client in settings.clients}
         problems: list[str] = []
+        secrets: list[bytes] = []
         for number, data in enumerate(task.clients):
             mine = own.get(data.name)
             served = backend
@@ -142,12 +164,17 @@ async def open_parties(settings: Settings, task: Task, stopping: Callable[[], bo
                 problems += _too_long(encoded_texts, where, served.info.context, longest_prompt)
             budget = Budget(_limits(mine.budget if mine else None), run_budget)
             scorer = Scorer(served, budget, stopping)
+            everything = [text for part in sorted(texts) for text in texts[part]]
+            secrets.append(secret_of(everything))
             parties.encoders[data.name] = encoder
             parties.clients.append(
                 Client(data.name, number, settings.seed, scorer, sets["train"], sets["dev"])
             )
         if problems:
             raise ConfigError(problems, "shorten these texts, or raise backend.context")
+        if folder is not None:
+            for number, (client, secret) in enumerate(zip(parties.clients, secrets, strict=True)):
+                client.scorer.journal = Journal(folder / f"scores-{number}.journal", secret)
     except BaseException:
         for opened in backends:
             await opened.aclose()

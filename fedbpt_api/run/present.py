@@ -62,6 +62,8 @@ class SpendRow:
     test_scored: int | float | None
     bytes_up: float | None
     bytes_down: float | None
+    verbalizer_up: int | float | None
+    verbalizer_down: int | float | None
 
 
 def method_name(method: str) -> str:
@@ -199,7 +201,10 @@ def scored_so_far(rounds: Sequence[RoundRecord]) -> tuple[int, ...]:
 
 
 def spend_rows(result: RunResult) -> tuple[SpendRow, ...]:
-    """One row a client and, where there are several, their sum last; bytes are means per search round."""
+    """One row a client and, where there are several, their sum last.
+
+    Bytes of the search are means of its rounds; those of the verbalizers' fits and the word list are totals.
+    """
     names = dict.fromkeys([*result.spent, *(c.client for r in result.rounds for c in r.clients)])
     searched = [record for record in result.rounds if record.round > 0]
     rows = []
@@ -233,6 +238,8 @@ def _spend_row(
         test_scored=total("test_scored"),
         bytes_up=mean(up),
         bytes_down=mean(down),
+        verbalizer_up=total("verbalizer_bytes_up"),
+        verbalizer_down=total("verbalizer_bytes_down"),
     )
 
 

@@ -116,16 +116,18 @@ def _paired_table(test: TestReport) -> Table:
 
 def _spend_table(result: RunResult) -> Table:
     table = _table(
-        "What was spent (bytes: mean of the search rounds)",
+        "What was spent (bytes up/down: of a search round, and of all verbalizer fits together)",
         ("Client",),
-        ("Scored", "Duplicates", "Test", "Tokens", "Cached", "Bytes up", "Bytes down"),
+        ("Scored", "Duplicates", "Test", "Tokens", "Cached", "Round", "Verbalizer"),
     )
     for row in present.spend_rows(result):
         style = "bold" if row.client == ALL_CLIENTS else ""
         counts = (row.scored, row.duplicates, row.test_scored, row.prompt_tokens, row.cached_tokens)
         table.add_row(
             Text(present.client_name(row.client)),
-            *(present.number(count) for count in (*counts, row.bytes_up, row.bytes_down)),
+            *(present.number(count) for count in counts),
+            f"{present.number(row.bytes_up)}/{present.number(row.bytes_down)}",
+            f"{present.number(row.verbalizer_up)}/{present.number(row.verbalizer_down)}",
             style=style,
         )
     return table

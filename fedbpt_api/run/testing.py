@@ -50,7 +50,7 @@ async def final_test(
     for client in tested:
         party = next(c for c in parties.clients if c.name == client.name)
         budget = parties.tests.setdefault(client.name, Budget())
-        scorer = Scorer(party.scorer.backend, budget, parties.stopping)
+        scorer = Scorer(party.scorer.backend, budget, parties.stopping, party.scorer.journal)
         scorer.use_words(party.scorer.words)
         encoded = await parties.encoders[client.name].labelled(client.test)
         rows = {}

@@ -32,7 +32,7 @@ from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.losses import named
 from fedbpt_api.scoring.scorer import Stopped
 from fedbpt_api.task import Task
-from fedbpt_api.verbalizer import merge_words
+from fedbpt_api.verbalizer import WordSums, encode, merge_words
 
 Stop = Literal["budget", "rounds", "cap", "cancelled"]
 _MOST_IDLE = 20
@@ -100,7 +100,8 @@ class Tuner:
         """
         parties: Parties | None = None
         try:
-            parties = await open_parties(self.settings, self.task, lambda: self._stopping)
+            folder = self._folder.path if self._folder is not None else None
+            parties = await open_parties(self.settings, self.task, lambda: self._stopping, folder)
             self._assessor = Assessor(parties, self.settings, self._tell)
             if self._folder is not None:
                 self._folder.write_start(self.settings, versions(parties.info))
@@ -134,6 +135,8 @@ class Tuner:
             self._add_round(self._record(clock, centre, None, self.settings.search.sigma))
             return await self._search(parties, assessor, self._space, centre)
         except BudgetSpent:
+            if assessor.known and not self._rounds:  # it ended among the starting prompts
+                self._add_round(self._record(clock, assessor.best(), None, self.settings.search.sigma))
             return "budget"
         except Stopped:
             return "cancelled"
@@ -147,6 +150,7 @@ class Tuner:
             answers = await assessor.ask(lambda c: c.word_sums(parties.start_ids))
             lists = [answers.got[name] for name in sorted(answers.got)]
             words = merge_words(lists, parties.label_tokens, wanted)
+            parties.count_bytes({n: len(encode(WordSums.of(p))) for n, p in answers.got.items()}, {})
         for client in parties.clients:
             client.scorer.use_words(words)
         await parties.name_words()
@@ -248,10 +252,10 @@ class Tuner:
         searched = merged.searched.values() if merged else ()
         return RoundRecord(
             round=merged.state.round if merged else 0,
-            dev_loss=shown.dev.mean_loss,
-            dev_accuracy=shown.dev.accuracy,
-            best_dev_loss=best.dev.mean_loss,
-            best_dev_accuracy=best.dev.accuracy,
+            dev_loss=shown.dev_sums.mean_loss,
+            dev_accuracy=shown.dev_sums.accuracy,
+            best_dev_loss=best.dev_sums.mean_loss,
+            best_dev_accuracy=best.dev_sums.accuracy,
             sigma=sigma,
             distinct=float(np.mean([s.distinct for s in searched])) if searched else 1.0,
             scored=used.scored,
@@ -312,7 +316,7 @@ class _Meter:
 
 
 def _client_record(client: Client, clock: _Meter, shown: Assessment, merged: Round | None) -> ClientRecord:
-    sums = shown.by_client.get(client.name, Sums())
+    sums = shown.dev.get(client.name, Sums())
     searched = merged.searched.get(client.name) if merged else None
     note = merged.missing.get(client.name, "") if merged else ""
     return ClientRecord(

@@ -1,7 +1,7 @@
 """Budgets: how much may still be spent, by whom, and the promise that it is never exceeded.
 
 Work is reserved before it is sent and settled when the answer is there, so that clients working at
-the same time cannot overshoot together. Every budget may have a parent (a client's has the run's).
+the same time cannot overshoot together. A client's budget has a parent: the run's.
 """
 
 from __future__ import annotations
@@ -23,11 +23,17 @@ class Limits:
 
 
 class BudgetSpent(Exception):
-    """The next piece of work does not fit. `cap` names the limit it would pass."""
+    """The next piece of work does not fit.
 
-    def __init__(self, cap: str) -> None:
-        super().__init__(f"the budget of {cap} is spent")
+    Args:
+        cap: The limit it would pass.
+        own: Whether that is a client's own budget; the others may go on.
+    """
+
+    def __init__(self, cap: str, own: bool = False) -> None:
+        super().__init__(f"{'its own' if own else 'the'} budget of {cap} is spent")
         self.cap = cap
+        self.own = own
 
 
 @dataclass(slots=True)
@@ -65,10 +71,9 @@ class Budget:
         Raises:
             BudgetSpent: It does not fit; nothing was set aside.
         """
-        budget: Budget | None = self
-        while budget is not None:
-            budget._check(work)
-            budget = budget.parent
+        if self.parent is not None:
+            self.parent._check(work)
+        self._check(work)
         self._add_reserved(work)
 
     def settle(self, reserved: Usage, spent: Usage) -> None:
@@ -89,13 +94,13 @@ class Budget:
     def _check(self, work: Usage) -> None:
         if work == Usage():
             return
-        limits, used = self.limits, self.spent + self._reserved
+        limits, used, own = self.limits, self.spent + self._reserved, self.parent is not None
         if limits.scored is not None and used.scored + work.scored > limits.scored:
-            raise BudgetSpent("scored examples")
+            raise BudgetSpent("scored examples", own)
         if limits.tokens is not None and used.prompt_tokens + work.prompt_tokens > limits.tokens:
-            raise BudgetSpent("tokens")
+            raise BudgetSpent("tokens", own)
         if limits.seconds is not None and self.seconds >= limits.seconds:
-            raise BudgetSpent("seconds")
+            raise BudgetSpent("seconds", own)
 
     def _add_reserved(self, work: Usage) -> None:
         budget: Budget | None = self

@@ -11,15 +11,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from fedbpt_api.errors import BackendError
 from fedbpt_api.scoring.backend import Backend, Floats, Prompt, Usage
 from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.encode import EncodedText
+from fedbpt_api.scoring.journal import Answer, Ids, Journal
 
-Ids = tuple[int, ...]
-Answer = npt.NDArray[np.float32] | dict[int, float]
 Question = tuple[str, Ids | int]  # the named words, or how many words a list has
 Key = tuple[Question, Ids, EncodedText]
 _CHUNK = 32  # pairs a request to the backend: small enough to stop soon, large enough to keep it busy
@@ -36,14 +34,20 @@ class Scorer:
         backend: Who answers.
         budget: What may be spent; counted here.
         stopping: Asked before each request; True makes the scorer raise `Stopped`.
+        journal: Where answers are kept before they are used; nowhere without one.
     """
 
     def __init__(
-        self, backend: Backend, budget: Budget, stopping: Callable[[], bool] = lambda: False
+        self,
+        backend: Backend,
+        budget: Budget,
+        stopping: Callable[[], bool] = lambda: False,
+        journal: Journal | None = None,
     ) -> None:
         self.backend = backend
         self.budget = budget
         self.words: Ids = ()
+        self.journal = journal
         self._stopping = stopping
         self._known: dict[Key, Answer] = {}
         self._sent: dict[Key, asyncio.Task[None]] = {}
@@ -128,7 +132,10 @@ class Scorer:
             used = Usage()
             try:
                 answers, used = await ask(prompts)
-                self._known |= dict(zip(keys, answers, strict=True))
+                found = dict(zip(keys, answers, strict=True))
+                if self.journal is not None:
+                    self.journal.append([self.journal.key(*key) for key in keys], answers, used)
+                self._known |= found
             finally:
                 self.budget.settle(_work(keys), used)
                 for key in keys:

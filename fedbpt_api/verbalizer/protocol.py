@@ -4,7 +4,7 @@
    standardised words, at most 30 and fewer with many labels (little is lost, and messages stay small).
 2. One model per candidate strength on all texts, by `Descent`; curvature travels once, at the start.
 3. From there the models of the folds, four exchanges; then their losses on the texts left out.
-4. The simplest candidate within half a standard error of the best: bias, scale and bias, weights from the
+4. The simplest candidate within half a standard error of the best: scale and bias, weights from the
    strongest penalty to the weakest. (The error is that of the difference to the best on the same texts.)
    Its model is refined until it has converged, and folded back to the words.
 
@@ -35,7 +35,7 @@ _COMPONENTS, _PARAMETERS = 30, 68  # most components and most parameters of a mo
 _PATH, _FOLD, _REFINE = 9, 4, 12  # most exchanges: models on all texts, models of the folds, the end
 _ROUGH, _DONE = 1e-6, 1e-10  # largest gradient component after which descents end
 _OFFSET = 0.5  # added to each standard deviation
-_SCALE = 3.0  # over n: with few texts a free scale is worse than none, with many it is free
+_SCALE = 0.5  # over n: all but free, as prompts differ in how sure the model is with them
 _RANK = 1e-9  # axes with less than this share of the first one's variance are none
 
 Single = type[np.float32]
@@ -53,6 +53,7 @@ class Outcome:
         loss: Cross-validated loss of what was chosen, in nats a text; 0 without texts.
         losses: The same for every candidate, the simplest first.
         n: Training texts of all clients.
+        held_out: Each client's texts and the sum of their cross-validated losses, in the order of answers.
         components: Components of the weighted models.
         residual: Largest gradient component at the end; 0 for label words alone.
     """
@@ -61,6 +62,7 @@ class Outcome:
     loss: float
     losses: dict[str, float]
     n: int
+    held_out: tuple[tuple[int, float], ...]
     penalty: float | None = None
     components: int = 0
     residual: float = 0.0
@@ -100,9 +102,13 @@ def protocol(
     candidates = problem.candidates(scaled=weighted)
     paths = [_path(problem, candidate, first) for candidate in candidates]
     yield from _descend(paths, [-1] * len(paths), np.float32, _PATH, _ROUGH)
-    means, chosen = yield from _cross_validate(problem, paths)
-    losses = dict(zip(["words", *(c.name for c in candidates)], means, strict=True))
-    outcome = Outcome(plain, means[chosen], losses, problem.n, components=problem.axes.shape[1])
+    crosses, chosen = yield from _cross_validate(problem, paths)
+    means = np.sum([a.sums for a in crosses], axis=0) / problem.n
+    losses = dict(zip(["words", *(c.name for c in candidates)], means.tolist(), strict=True))
+    held_out = tuple((a.n, float(a.sums[chosen])) for a in crosses)
+    outcome = Outcome(
+        plain, float(means[chosen]), losses, problem.n, held_out, components=problem.axes.shape[1]
+    )
     candidate = candidates[chosen - 1]
     final = yield from _refine(problem, candidate, paths[chosen - 1].point)
     fitted = _fold_back(plain, problem, final.point)
@@ -148,12 +154,11 @@ class _Problem:
 
     def candidates(self, scaled: bool) -> list[_Candidate]:
         """What is tried, the simplest first; only biases if not `scaled`."""
-        plain = [_Candidate("bias", scaled=False)]
         if not scaled:
-            return plain
+            return [_Candidate("bias", scaled=False)]
         strengths = [s for s in PENALTIES if self.axes.shape[1] and s >= 5 / self.n]
         weighted = [_Candidate(f"weighted {strength:g}", strength) for strength in strengths]
-        return [*plain, _Candidate("scale and bias"), *weighted]
+        return [_Candidate("scale and bias"), *weighted]
 
     def start(self, scaled: bool) -> Floats:
         """A model [p] whose logits are on average the logarithms of the labels' shares.
@@ -207,8 +212,9 @@ def _words_alone(plain: Verbalizer) -> Talk:
     none = np.zeros(0, dtype=np.intp)
     answers = _typed(Cross, (yield AskCross(none, none, none, np.zeros(0))))
     n = sum(a.n for a in answers)
-    loss = sum(float(a.sums[0]) for a in answers) / max(1, n)
-    return Outcome(plain, loss, {"words": loss}, n)
+    held_out = tuple((a.n, float(a.sums[0])) for a in answers)
+    loss = sum(total for _, total in held_out) / max(1, n)
+    return Outcome(plain, loss, {"words": loss}, n, held_out)
 
 
 def _path(problem: _Problem, candidate: _Candidate, first: Sums) -> Descent:
@@ -225,8 +231,8 @@ def _path(problem: _Problem, candidate: _Candidate, first: Sums) -> Descent:
 
 def _cross_validate(
     problem: _Problem, paths: list[Descent]
-) -> Generator[Message, list[Message], tuple[list[float], int]]:
-    """Mean losses of the candidates (label words, then `paths`), and which one is taken."""
+) -> Generator[Message, list[Message], tuple[list[Cross], int]]:
+    """Clients' sums of losses of the candidates (label words, then `paths`), and which one is taken."""
     used = [int(k) for k in np.flatnonzero(problem.folds)]
     folds = used * len(paths)
     models = [path.fold(problem.n - int(problem.folds[k])) for path in paths for k in used]
@@ -241,7 +247,7 @@ def _cross_validate(
     squares = np.diag(products) + products[best, best] - 2 * products[best]
     errors = np.sqrt(np.maximum(squares - (means - means[best]) ** 2, 0.0) / n)
     close = np.flatnonzero(means <= means[best] + errors / 2)
-    return means.tolist(), max(int(close[0]), 1)  # never the label words alone: a bias costs nothing
+    return answers, max(int(close[0]), 1)  # never the label words alone: a bias costs nothing
 
 
 def _refine(

@@ -41,6 +41,7 @@ class FitReport:
         losses: The same for each candidate, the simplest first: "words", "bias", "scale and bias",
             "weighted 1", ...
         n: Training texts of all clients.
+        held_out: Each client's texts and the sum of their cross-validated losses, by name.
         components: Components of the weighted models.
         residual: Largest gradient component at the end.
         exchanges: Messages sent to each client.
@@ -53,6 +54,7 @@ class FitReport:
     loss: float
     losses: dict[str, float]
     n: int
+    held_out: dict[str, tuple[int, float]]
     components: int
     residual: float
     exchanges: int
@@ -148,6 +150,7 @@ def _report(
         loss=outcome.loss,
         losses=outcome.losses,
         n=outcome.n,
+        held_out=dict(zip(sorted(up), outcome.held_out, strict=True)),
         components=outcome.components,
         residual=outcome.residual,
         exchanges=exchanges,

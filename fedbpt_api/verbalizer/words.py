@@ -1,6 +1,9 @@
-"""Which words are asked for: the label words and the words most probable on the training texts.
+"""Which words are asked for: the label words, and the words whose log-probability tells texts apart.
 
-A client sends at most 500 (token, summed probability) pairs over its texts; the aggregator adds them up.
+A client looks at the words that are probable after its texts and sends at most 500 (token, sum) pairs: the
+sum over its texts of the squared distance of the word's log-probability from the client's own mean. The
+aggregator adds them up. No label takes part. (The most probable words, by contrast, are much the same after
+every text: from 128 of them the demo's tweets are read 2 points worse.)
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import numpy as np
 MAX_PAIRS = 500
 """Pairs a client sends at most."""
 
+_PROBABLE = 1000  # words that are looked at: a rare word's log-probability varies, but tells little
+
 Pairs = tuple[tuple[int, float], ...]
 
 
@@ -21,21 +26,30 @@ def word_sums(lists: Sequence[Mapping[int, float]]) -> Pairs:
     """A client's message for the word list.
 
     Args:
-        lists: For each text the most probable next tokens, {token id: log-probability}.
+        lists: For each text the most probable next tokens, {token id: log-probability}. A token that a list
+            lacks is taken to be as probable as the least probable one in it.
 
     Returns:
-        At most 500 (token, summed probability), largest first, rounded to float32 as they travel.
+        (token, sum of squared deviations in nats squared) of the 500 tokens with the largest sums among the
+        1000 with the largest summed probability; largest first, rounded to float32 as they travel.
     """
-    found: defaultdict[int, list[float]] = defaultdict(list)
-    for words in lists:
+    kept = [words for words in lists if words]
+    mass: defaultdict[int, float] = defaultdict(float)
+    for words in kept:
         for token, logprob in words.items():
-            found[int(token)].append(math.exp(logprob))
-    sums = [(token, float(np.float32(math.fsum(values)))) for token, values in found.items()]
-    return tuple(sorted(sums, key=_most_probable)[:MAX_PAIRS])
+            mass[int(token)] += math.exp(logprob)
+    probable = sorted(mass.items(), key=_largest)[:_PROBABLE]
+    if not probable:
+        return ()
+    tokens = [token for token, _ in probable]
+    rows = np.array([[words.get(token, floor) for token in tokens] for words, floor in _floored(kept)])
+    sums = ((rows - rows.mean(axis=0)) ** 2).sum(axis=0)
+    pairs = [(token, float(np.float32(value))) for token, value in zip(tokens, sums, strict=True)]
+    return tuple(sorted(pairs, key=_largest)[:MAX_PAIRS])
 
 
 def merge_words(sums: Iterable[Pairs], label_words: Sequence[int], count: int = 128) -> tuple[int, ...]:
-    """The word list: label words in their order, then the most probable others.
+    """The word list: label words in their order, then the others with the largest sums.
 
     Args:
         sums: What the clients sent; the order of clients does not matter.
@@ -52,7 +66,7 @@ def merge_words(sums: Iterable[Pairs], label_words: Sequence[int], count: int = 
         for token, value in pairs:
             found[token].append(value)
     others = [(t, math.fsum(values)) for t, values in found.items() if t not in set(label_words)]
-    ranked = [token for token, _ in sorted(others, key=_most_probable)]
+    ranked = [token for token, _ in sorted(others, key=_largest)]
     return (*label_words, *ranked[: count - len(label_words)])
 
 
@@ -66,5 +80,10 @@ def label_groups(label_words: Sequence[Sequence[object]]) -> tuple[tuple[int, ..
     return tuple(groups)
 
 
-def _most_probable(pair: tuple[int, float]) -> tuple[float, int]:
+def _floored(lists: Iterable[Mapping[int, float]]) -> Iterable[tuple[Mapping[int, float], float]]:
+    """Each list with its smallest log-probability."""
+    return ((words, min(words.values())) for words in lists)
+
+
+def _largest(pair: tuple[int, float]) -> tuple[float, int]:
     return -pair[1], pair[0]

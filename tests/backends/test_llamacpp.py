@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 from fedbpt_api.errors import BackendError, ConfigError
-from fedbpt_api.prompts.codebook import Codebook, CodebookSpace, codebook_for, demonstrations, words_after
+from fedbpt_api.prompts.codebook import (
+    Codebook,
+    CodebookSpace,
+    codebook_for,
+    demonstrations,
+    drawn_texts,
+    words_after,
+)
+from fedbpt_api.prompts.written import CHOICES, write_line
 from fedbpt_api.scoring.backend import Backend, Floats, Prompt
 from fedbpt_api.scoring.encode import Encoder, label_tokens
 from fedbpt_api.scoring.registry import open_backend
@@ -184,8 +192,28 @@ async def test_words_after_a_prompt_are_tokenised_again_into_the_same_ids(
 async def test_made_up_examples_are_tokenised_again_into_the_same_ids(
     llama: Backend, book: Codebook, start: str
 ) -> None:
-    space = await demonstrations(llama, book, start, await shown(llama), 4, seed=1)
-    assert await retokenised(llama, space, 50) == []
+    drawn = drawn_texts(book, 3, 4, seed=1)
+    written = [" I don't think it's generally un-watchable", ' "10/10, would fly again!" @jetblue', " Wow..."]
+    texts = [await llama.tokenize(line) for line in written]
+    for made_up in (drawn, texts):
+        space = await demonstrations(llama, book, start, await shown(llama), made_up, 4)
+        assert await retokenised(llama, space, 50) == []
+
+
+async def test_the_model_writes_lines_that_end_and_are_tokenised_again_into_the_same_ids(
+    llama: Backend,
+) -> None:
+    async def probable(ids: tuple[int, ...]) -> dict[int, float]:
+        return (await llama.top_words([Prompt(lead + ids, len(lead))], CHOICES))[0][0]
+
+    lead = await llama.tokenize("Sentiment: positive\nTweet:")
+    rngs = [np.random.default_rng(seed) for seed in range(6)]
+    lines = [await write_line(lead, probable, llama.detokenize, rng) for rng in rngs]
+    texts = [await llama.detokenize(line) for line in lines]
+    assert len(set(texts)) == 6
+    assert all(text.startswith(" ") and "\n" not in text and len(text) >= 3 for text in texts)
+    again = await write_line(lead, probable, llama.detokenize, np.random.default_rng(3))
+    assert again == lines[3]
 
 
 async def test_the_codebook_holds_words_that_are_one_token(llama: Backend, book: Codebook) -> None:

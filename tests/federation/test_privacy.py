@@ -11,6 +11,7 @@ import numpy as np
 from fedbpt_api.federation.client import Client, Reference
 from fedbpt_api.federation.messages import Broadcast, decode_update, encode_update
 from fedbpt_api.prompts.space import Ids
+from fedbpt_api.prompts.written import Job
 from fedbpt_api.verbalizer import ClientFit, Verbalizer, fit_over_clients
 from fedbpt_api.verbalizer.messages import WordSums
 from fedbpt_api.verbalizer.messages import decode as decode_fit
@@ -153,6 +154,9 @@ async def test_nothing_private_can_be_reached_from_anything_that_leaves_a_client
 
     pairs = await client.word_sums(prompt)
     leaves += [pairs, encode_fit(WordSums.of(pairs))]
+    judge = Reference(prompt, Verbalizer.from_words(WORDS, GROUPS))
+    lead = (*prompt, *prompt)
+    leaves += await client.write([Job(k, lead, lead, prompt, (0, k)) for k in (0, 1, 1)], judge)
     for kind in ("words", "bias", "weighted"):
         wire = Wire(await client.fit(prompt, GROUPS))
         verbalizer, report = await fit_over_clients([wire], WORDS, GROUPS, kind=kind, folds=4)
@@ -168,7 +172,7 @@ async def test_nothing_private_can_be_reached_from_anything_that_leaves_a_client
         leaves += [searched, searched.update, up, decode_update(up)]
 
     secrets = await the_secrets(client, asked)
-    assert len(leaves) > 40
+    assert len(leaves) > 43
     assert secrets.found_in(leaves) == []
 
 

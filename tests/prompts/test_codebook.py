@@ -18,6 +18,7 @@ from fedbpt_api.prompts.codebook import (
     codebook_for,
     demonstrations,
     distinct_share,
+    drawn_texts,
     from_table,
     words_after,
 )
@@ -43,7 +44,8 @@ def after(prompt: str, positions: int = 3, book: Codebook = BOOK) -> CodebookSpa
 
 
 def examples(prompt: str, positions: int = 3, seed: int = 0, book: Codebook = BOOK) -> CodebookSpace:
-    return asyncio.run(demonstrations(BACKEND, book, prompt, SHOWN, positions, seed))
+    texts = drawn_texts(book, len(SHOWN), positions, seed)
+    return asyncio.run(demonstrations(BACKEND, book, prompt, SHOWN, texts, positions))
 
 
 def table(rows: int, width: int = 8, seed: int = 0) -> TokenTable:
@@ -212,3 +214,28 @@ def test_the_origin_is_drawn_by_the_seed() -> None:
     drawn = [examples("", seed=seed).decode(np.zeros(24)) for seed in range(8)]
     assert len(set(drawn)) == 8
     assert drawn == [examples("", seed=seed).decode(np.zeros(24)) for seed in range(8)]
+
+
+def test_a_written_text_is_the_origin_and_only_its_whole_words_can_change() -> None:
+    lines = [" the nice-ish film, hated it", " good day"]
+    texts = [asyncio.run(BACKEND.tokenize(line)) for line in lines]
+    space = asyncio.run(demonstrations(BACKEND, BOOK, PROMPT, SHOWN, texts, 9))
+    start = f"{PROMPT}Text:{lines[0]}\nMood: negative\n\nText:{lines[1]}\nMood: positive\n\n"
+    assert text(space.decode(np.zeros(space.dimension))) == start
+    free = [BOOK.texts[BOOK.places[token]] for line in texts for token in line if token in BOOK.places]
+    assert 0 < space.dimension // 4 <= len(free)
+    seen = set()
+    for seed in range(200):
+        z = np.random.default_rng(seed).normal(size=space.dimension) * 3
+        changed = text(space.decode(z))
+        assert "-ish" in changed and changed.count(",") == 1  # glued to a word, and no word: they stay
+        assert changed.startswith(f"{PROMPT}Text:") and changed.endswith("\nMood: positive\n\n")
+        seen.add(changed)
+    assert len(seen) > 100
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_at_most_so_many_words_of_an_example_can_change(most: int) -> None:
+    texts = [asyncio.run(BACKEND.tokenize(" good day nice film")), asyncio.run(BACKEND.tokenize(" bad"))]
+    space = asyncio.run(demonstrations(BACKEND, BOOK, "", SHOWN, texts, most))
+    assert space.dimension <= 4 * 2 * most

@@ -64,7 +64,10 @@ def test_no_budget_is_ever_exceeded(
         assert own is None or result.spent["client0"]["scored"] <= own
         used = sum(counts["prompt_tokens"] for counts in result.spent.values())
         assert tokens is None or used <= tokens
-        asked_lists = 10 if kind == "weighted" else 0
+        lists = (
+            1 if own is not None and own < 5 else 2
+        )  # of 5 texts; the first client may have no budget for it
+        asked_lists = 5 * lists if kind == "weighted" else 0
         tested = sum(counts.get("test_scored", 0) for counts in result.spent.values())
         assert toys["toy"].scored == scored(result) + tested - asked_lists
         assert result.test is not None
@@ -88,6 +91,7 @@ async def test_a_budget_for_the_first_of_two_starting_prompts_gives_that_prompt(
         result = await run_toy(make_task(), {"budget.scored": 100, "test.compare": compare}, folder)
         assert (result.prompt, result.stopped) == (PROMPT, "budget")
         assert scored(result) == 96  # 36 for the word list, 60 for the prompt
+        assert [record.round for record in result.rounds] == [0] and result.rounds[0].scored == 96
         assert TunedPrompt.load(folder).text == PROMPT
         assert result.test is not None
 
@@ -105,6 +109,26 @@ async def test_a_budget_that_ends_anywhere_in_a_round_ends_the_run_well(toys: To
     changes: dict[str, object] = {"budget.scored": limit, "search.popsize": 6, "search.rounds": 50}
     result = await run_toy(make_task(), changes)
     assert result.stopped == "budget" and result.test is not None
+
+
+async def test_a_client_whose_own_budget_ends_is_named_and_the_others_go_on(toys: Toys) -> None:
+    task = make_task(3, train=8, dev=4, test=4)
+    changes: dict[str, object] = {"clients.1.budget": {"scored": 60}, "search.rounds": 4}
+    result = await run_toy(task, changes | {"federation.quorum": 0.5})
+    assert result.stopped == "rounds" and [record.round for record in result.rounds] == [0, 1, 2, 3, 4]
+    last = {client.client: client for client in result.rounds[-1].clients}
+    assert last["client1"].note == "its own budget of scored examples is spent"
+    assert not last["client1"].answered and last["client0"].answered and last["client2"].answered
+    assert result.spent["client1"]["scored"] <= 60 < result.spent["client0"]["scored"]
+    assert result.test is not None
+
+
+async def test_a_run_whose_clients_budgets_end_has_spent_its_budget(toys: Toys) -> None:
+    task = make_task(2, train=8, dev=4, test=4)
+    own: dict[str, object] = {f"clients.{i}.budget": {"scored": 90} for i in range(2)}
+    result = await run_toy(task, own | {"search.rounds": 50})
+    assert result.stopped == "budget" and result.test is not None
+    assert all(counts["scored"] <= 90 for counts in result.spent.values())
 
 
 async def test_tokens_end_the_run_too(toys: Toys) -> None:

@@ -14,6 +14,7 @@ from fedbpt_api.run.events import Event, Testing
 from fedbpt_api.run.folder import read_result
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner
+from fedbpt_api.scoring.journal import read_journal
 from toy import Toys, make_task
 from toy_runs import (
     FILES,
@@ -60,6 +61,7 @@ async def test_what_had_been_sent_when_the_run_was_stopped_is_received_and_count
     result = await running
     assert result.stopped == "cancelled"
     assert toy.scored == scored(result) - 36
+    assert on_disk(tmp_path / "run") == scored(result)
     assert tuner.status.phase == "done"
 
 
@@ -115,3 +117,12 @@ async def test_cancelling_keeps_the_best_prompt_and_closes_the_backend(toys: Toy
     assert orjson.loads(lines[-1])["prompt"] == prompt.text
     assert toys["toy"].closed == 1
     assert not list((tmp_path / "run").glob("*.tmp"))
+    assert on_disk(tmp_path / "run") == tuner.status.scored
+
+
+def on_disk(folder: Path) -> int:
+    """Pairs whose scores a run has kept, each once."""
+    records = [r for path in folder.glob("scores-*.journal") for r in read_journal(path)]
+    keys = [key for record in records for key in record.keys]
+    assert len(set(keys)) == len(keys) == sum(record.usage.scored for record in records)
+    return len(keys)

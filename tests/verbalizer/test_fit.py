@@ -98,7 +98,9 @@ def by_scipy(texts: Texts, strength: float, keep: Ints | None = None) -> Floats:
     def objective(theta: Floats) -> tuple[float, Floats]:
         shares = special.log_softmax(logits(theta)[used], axis=1)
         errors = (np.exp(shares) - truth[used]) / len(used)
-        pull = np.concatenate([[3 / n * (theta[0] - 1)], 0.003 * theta[1 : 1 + c], strength * theta[1 + c :]])
+        pull = np.concatenate(
+            [[0.5 / n * (theta[0] - 1)], 0.003 * theta[1 : 1 + c], strength * theta[1 + c :]]
+        )
         away = theta - np.eye(len(theta))[0]
         slope = np.concatenate(
             [[(errors * label_logs[used]).sum()], errors.sum(axis=0), (z[used].T @ errors).ravel()]
@@ -266,7 +268,7 @@ async def test_label_words_alone_are_judged_too() -> None:
 def test_a_server_that_returns_only_label_words_gets_no_weights() -> None:
     texts = made_up(60, 3, 3, signal=0.0)
     _, report = fit(texts.rows, texts.labels, texts.words, texts.groups, kind="weighted")
-    assert list(report.losses) == ["words", "bias", "scale and bias"]
+    assert list(report.losses) == ["words", "scale and bias"]
 
 
 def test_folds_spread_each_label_and_depend_on_the_seed_alone() -> None:

@@ -14,9 +14,24 @@ from fedbpt_api.verbalizer import WordSums, decode, encode, label_groups, merge_
 shares = st.dictionaries(st.integers(0, 40), st.floats(2**-20, 1.0), max_size=12)
 
 
-def test_probabilities_are_summed_over_texts() -> None:
-    lists = [{7: math.log(0.5), 3: math.log(0.25)}, {3: math.log(0.5), 9: math.log(0.125)}]
-    assert word_sums(lists) == ((3, 0.75), (7, 0.5), (9, 0.125))
+def test_squared_deviations_of_log_probabilities_are_summed_over_texts() -> None:
+    half, quarter, eighth = (math.log(p) for p in (0.5, 0.25, 0.125))
+    lists = [{7: half, 3: quarter}, {3: half, 9: eighth}]
+    # text 1: 7, 3 and, unlisted, 9 at the least probable, a quarter; text 2: 7 at an eighth, 3, 9
+    by_hand = {7: (half - eighth) ** 2 / 2, 3: (half - quarter) ** 2 / 2, 9: (quarter - eighth) ** 2 / 2}
+    pairs = word_sums(lists)
+    assert [token for token, _ in pairs] == [7, 3, 9]
+    assert dict(pairs) == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_words_that_are_as_probable_after_every_text_come_last() -> None:
+    lists = [{1: -0.5, 2: -3.0 - i % 2, 3: -2.0} for i in range(6)]
+    assert [token for token, _ in word_sums(lists)] == [2, 1, 3]
+    assert dict(word_sums(lists))[1] == 0.0
+
+
+def test_a_client_whose_lists_are_empty_names_no_words() -> None:
+    assert word_sums([{}, {}]) == word_sums([]) == ()
 
 
 def test_a_client_sends_its_500_most_probable_words_in_4_kilobytes() -> None:
@@ -29,7 +44,7 @@ def test_a_client_sends_its_500_most_probable_words_in_4_kilobytes() -> None:
     assert again.pairs() == pairs
 
 
-def test_label_words_come_first_and_then_the_most_probable() -> None:
+def test_label_words_come_first_and_then_the_largest_sums() -> None:
     sums = [((5, 0.5), (1, 0.4), (8, 0.25)), ((8, 0.5), (2, 0.6), (5, 0.125))]
     assert merge_words(sums, [2, 30], 5) == (2, 30, 8, 5, 1)
     assert merge_words(sums, [2, 30], 3) == (2, 30, 8)

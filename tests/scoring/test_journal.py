@@ -1,0 +1,159 @@
+"""The journal of scores: what was written is read, whatever happens to the end of the file."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedbpt_api.errors import RunFolderError
+from fedbpt_api.scoring.backend import Usage
+from fedbpt_api.scoring.budget import Budget
+from fedbpt_api.scoring.encode import EncodedText, Encoder
+from fedbpt_api.scoring.journal import Answer, Journal, Record, read_journal, secret_of
+from fedbpt_api.scoring.scorer import Scorer
+from toy import LABEL_WORDS, TEMPLATE, ToyBackend, make_examples
+
+WORDS = (3, 4, 5)
+
+
+def texts(n: int, seed: int = 0) -> tuple[EncodedText, ...]:
+    return asyncio.run(Encoder(ToyBackend(), TEMPLATE, LABEL_WORDS).texts(make_examples(n, seed)))
+
+
+def written(path: Path, records: int = 4, width: int = 2, seed: int = 0) -> list[Record]:
+    """A journal of named words and lists, and what was put into it."""
+    rng, made = np.random.default_rng(seed), []
+    journal = Journal(path, b"secret")
+    for number in range(records):
+        n = int(rng.integers(1, 33))
+        keys = tuple(rng.bytes(16) for _ in range(n))
+        rows: list[Answer] = list(rng.normal(size=(n, width)).astype(np.float32))
+        if number % 2:
+            rows = [{int(t): float(np.float32(rng.normal())) for t in range(7)} for _ in range(n)]
+        made.append(Record(keys, tuple(rows), Usage(n, 40 * n, 3 * n, n)))
+        journal.append(keys, rows, made[-1].usage)
+    journal.close()
+    return made
+
+
+def same(first: list[Record], second: list[Record]) -> bool:
+    """Whether they are equal bit for bit (NaN would not be equal to itself)."""
+    return [plain(record) for record in first] == [plain(record) for record in second]
+
+
+def plain(record: Record) -> tuple[object, ...]:
+    rows = [a.tobytes() if isinstance(a, np.ndarray) else a for a in record.answers]
+    return record.keys, rows, record.usage
+
+
+@given(records=st.integers(0, 5), width=st.integers(1, 128), seed=st.integers(0, 9))
+def test_what_was_written_is_read_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, records: int, width: int, seed: int
+) -> None:
+    path = tmp_path_factory.mktemp("journal") / "scores.journal"
+    assert same(written(path, records, width, seed), list(read_journal(path)))
+
+
+def test_cut_anywhere_it_gives_the_records_that_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "scores.journal"
+    made = written(path)
+    data = path.read_bytes()
+    start = data.index(b"\n") + 1
+    counts = []
+    for cut in range(start, len(data) + 1):
+        path.write_bytes(data[:cut])
+        found = list(read_journal(path))
+        assert same(made[: len(found)], found)
+        counts.append(len(found))
+    assert counts[0] == 0 and counts[-1] == 4 and counts == sorted(counts) and set(counts) == {0, 1, 2, 3, 4}
+
+
+def test_a_flipped_bit_is_found_and_never_answers(tmp_path: Path) -> None:
+    path = tmp_path / "scores.journal"
+    made = written(path)
+    data = bytearray(path.read_bytes())
+    start, random = data.index(b"\n") + 1, Random(0)
+    for _ in range(200):
+        place, bit = random.randrange(start, len(data)), 1 << random.randrange(8)
+        data[place] ^= bit
+        path.write_bytes(data)
+        found = []
+        try:
+            found += list(read_journal(path))
+        except RunFolderError as error:
+            assert "damaged at byte" in str(error)
+        else:
+            assert len(found) < len(made)
+        assert same(made[: len(found)], found)
+        data[place] ^= bit
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "not a journal"), (b"{}\n", "not a journal")])
+def test_another_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(RunFolderError, match=message):
+        list(read_journal(tmp_path / "x"))
+
+
+def test_a_later_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b'{"format":"fedbpt-journal","version":2}\n')
+    with pytest.raises(RunFolderError, match="version 2"):
+        list(read_journal(tmp_path / "x"))
+
+
+def test_a_journal_is_never_overwritten(tmp_path: Path) -> None:
+    written(tmp_path / "x")
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        Journal(tmp_path / "x", b"")
+
+
+def test_a_scored_example_takes_at_most_60_bytes_for_two_words_and_4_for_each_further(tmp_path: Path) -> None:
+    for width in (2, 3, 128):
+        path = tmp_path / f"{width}.journal"
+        journal = Journal(path, b"secret")
+        before = path.stat().st_size
+        journal.append([b"k" * 16] * 32, [np.zeros(width, np.float32)] * 32, Usage(32, 1, 1, 32))
+        journal.close()
+        assert (path.stat().st_size - before) / 32 <= 60 + 4 * (width - 2)
+
+
+def test_keys_tell_prompts_texts_questions_and_clients_apart(tmp_path: Path) -> None:
+    some, others = texts(6), texts(6, seed=1)
+    keys = []
+    for name, secret in (("a", secret_of(some)), ("b", secret_of(others))):
+        journal = Journal(tmp_path / name, secret)
+        for text in some:
+            keys += [journal.key(("words", WORDS), prompt, text) for prompt in ((), (1,), (1, 2))]
+            keys += [journal.key(("words", WORDS[:2]), (1,), text), journal.key(("top", 3), (1,), text)]
+        journal.close()
+    assert len(set(keys)) == len(keys) == 2 * 6 * 5
+    assert {len(key) for key in keys} == {16}
+
+
+async def test_what_a_scorer_was_answered_is_in_its_journal_before_it_is_used(tmp_path: Path) -> None:
+    encoder = Encoder(ToyBackend(), TEMPLATE, LABEL_WORDS)
+    some = await encoder.texts(make_examples(50, 0))
+    path = tmp_path / "scores.journal"
+    scorer = Scorer(ToyBackend(), Budget(), journal=Journal(path, secret_of(some)))
+    scorer.use_words(WORDS)
+    lists = await scorer.top_words((1,), some, 5)
+    scores = await scorer.score((1, 2), some)
+    await scorer.score((1, 2), some)  # known: asked for once
+    records = list(read_journal(path))
+    kept = {
+        key: answer for record in records for key, answer in zip(record.keys, record.answers, strict=True)
+    }
+    assert len(kept) == sum(record.usage.scored for record in records) == scorer.budget.spent.scored
+    assert scorer.journal is not None
+    for text, row, found in zip(some, scores, lists, strict=True):
+        named = kept[scorer.journal.key(("words", WORDS), (1, 2), text)]
+        assert isinstance(named, np.ndarray) and np.array_equal(named, row)
+        listed = kept[scorer.journal.key(("top", 5), (1,), text)]
+        assert listed == pytest.approx(found, rel=1e-6)
+    scorer.journal.close()
