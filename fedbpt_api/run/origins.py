@@ -24,7 +24,7 @@ from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.task import Example
 
-_SHARE = 0.4  # of the scored examples that the starting prompts may take
+_SHARE = 0.5  # of the scored examples that the starting prompts may take
 _MOST = 48  # draws of made-up examples
 _WRITING = 0.06  # of the scored examples that writing lines may take
 _LINES, _LINE = 12, 14  # lines for a label at most, and what a line costs about
