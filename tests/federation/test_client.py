@@ -14,6 +14,7 @@ from fedbpt_api.aggregate import GlobalState
 from fedbpt_api.federation.client import Plan, Reference, Sums
 from fedbpt_api.federation.messages import Broadcast, decode_update, encode_state, encode_update
 from fedbpt_api.prompts.space import Ids
+from fedbpt_api.prompts.written import Job
 from fedbpt_api.scoring.backend import Floats, Prompt, Scores
 from fedbpt_api.scoring.budget import Limits
 from fedbpt_api.scoring.encode import EncodedText
@@ -66,6 +67,44 @@ async def test_without_development_texts_the_sums_are_empty_and_cost_nothing() -
     assert await client.evaluate(await start_ids(), Verbalizer.from_words(WORDS, GROUPS)) == Sums()
     assert client.scorer.budget.spent.scored == 0
     assert math.isnan(Sums().mean_loss) and math.isnan(Sums().accuracy)
+
+
+async def jobs(*labels: int) -> list[Job]:
+    """Lines for the toy to write, each with a seed of its own."""
+    toy = ToyBackend()
+    before, after = await toy.tokenize("Text:"), await toy.tokenize("\nMood:")
+    lead = await toy.tokenize("Mood: good\nText:")
+    return [Job(label, lead, before, after, (7, number)) for number, label in enumerate(labels)]
+
+
+async def test_a_line_costs_at_most_20_calls_and_one_to_be_read_and_nothing_the_second_time() -> None:
+    client = await make_client()
+    judge = Reference(await start_ids(), Verbalizer.from_words(WORDS, GROUPS))
+    lines = await client.write(await jobs(0, 1, 1), judge)
+    assert [line.label for line in lines] == [0, 1, 1]
+    assert len({line.ids for line in lines}) == 3
+    spent = client.scorer.budget.spent.scored
+    assert 3 * 4 <= spent <= 3 * 21
+    assert await client.write(await jobs(0, 1, 1), judge) == lines
+    assert client.scorer.budget.spent.scored == spent
+    assert await (await make_client("other", key=3)).write(await jobs(0, 1, 1), judge) == lines
+    toy = ToyBackend()
+    for line, job in zip(lines, await jobs(0, 1, 1), strict=True):
+        whole = (await start_ids()) + job.before + line.ids + job.after
+        logprobs = (await toy.score([Prompt(whole)], LABEL_IDS)).logprobs[0]
+        assert line.confidence == pytest.approx(logprobs[line.label], abs=1e-5)
+
+
+async def test_a_budget_that_ends_while_lines_are_written_gives_those_that_are_done() -> None:
+    judge = Reference(await start_ids(), Verbalizer.from_words(WORDS, GROUPS))
+    client = await make_client()
+    lines = await client.write(await jobs(0, 1, 1, 0), judge)
+    whole = client.scorer.budget.spent.scored
+    for limit in (0, 1, whole // 2, whole - 1):
+        short = await make_client(limits=Limits(scored=limit))
+        found = await short.write(await jobs(0, 1, 1, 0), judge)
+        assert len(found) < 4 and found == lines[: len(found)]
+        assert short.scorer.budget.spent.scored <= limit
 
 
 async def test_at_most_500_pairs_are_sent_for_the_word_list() -> None:
