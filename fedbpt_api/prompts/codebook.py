@@ -211,7 +211,8 @@ async def _whole_words(backend: Backend, codebook: Codebook, text: Ids) -> list[
     return [
         at
         for at, (token, after) in enumerate(zip(text, follows, strict=True))
-        if not after.isalnum() and after not in ("'", "\u2019")
+        if not after.isalnum()
+        and after not in ("'", "\u2019")
         and (place := codebook.places.get(token)) is not None
         and np.linalg.norm(codebook.coordinates[place]) >= _EMPTY
     ]

@@ -148,12 +148,18 @@ class Assessor:
         return assessment
 
     def _promising(self, train: Mapping[str, Sums]) -> bool:
-        """Whether development texts are worth their price: not clearly worse than the best on training."""
+        """Whether development texts are worth their price.
+
+        A starting prompt must not be clearly worse than the best one on training texts. A prompt that was
+        searched for must be better there than the centre: they are what it was searched on.
+        """
         if not self.known:
             return True
-        common = frozenset(train) & self.best().clients
-        new, best = _total(train, common), _total(self.best().train, common)
-        return not new.n or new.mean_loss < best.mean_loss + _SPREAD / math.sqrt(new.n)
+        rival = self.centre or self.best()
+        slack = 0.0 if self.centre else _SPREAD
+        common = frozenset(train) & rival.clients
+        new, old = _total(train, common), _total(rival.train, common)
+        return not new.n or new.mean_loss < old.mean_loss + slack / math.sqrt(new.n)
 
     async def refit(self, chosen: Assessment) -> Verbalizer:
         """The verbalizer for a prompt that has been chosen: development texts may train it now.
