@@ -35,7 +35,7 @@ def main(
     scored: Annotated[int, typer.Option(help="Budget in scored examples.")] = 8000,
     rows: Annotated[int | None, typer.Option(help="Test rows, balanced; all where not given.")] = None,
     part: Annotated[str, typer.Option(help="test, or dev while anything is still being chosen.")] = "test",
-    sets: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE settings, TOML values.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE settings, JSON values.")] = None,
 ) -> None:
     data = Path(os.environ.get("FEDBPT_DATA", ""))
     if not (data / dataset).is_dir():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -45,10 +46,10 @@ def one(seed: int, tests: int, out: Path, sets: list[str]) -> RunResult:
     prepare = [sys.executable, str(DEMO / "prepare.py"), str(data), "--test", str(tests), "--seed", str(seed)]
     subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
     overrides: dict[str, object] = {"seed": seed}
-    for i, name in enumerate(client.name for client in load_settings(DEMO / "tweets.toml", {}).clients):
-        overrides |= {
-            f"clients.{i}.{part}": str(data / name / f"{part}.jsonl") for part in ("train", "dev", "test")
-        }
+    config = tomllib.loads((DEMO / "tweets.toml").read_text(encoding="utf-8"))
+    for i, client in enumerate(config["clients"]):
+        folder_of = data / client["name"]
+        overrides |= {f"clients.{i}.{p}": str(folder_of / f"{p}.jsonl") for p in ("train", "dev", "test")}
     for item in sets:
         key, _, value = item.partition("=")
         overrides[key] = json.loads(value)
