@@ -135,7 +135,7 @@ def verdict(test: TestReport | None) -> Verdict:
     if found == {"unclear"}:
         return Verdict("unclear", "No significant difference", sentence)
     title = "; ".join(
-        f"{word} {_join(['the ' + method_name(name).lower() for name, o in outcomes.items() if o == kind])}"
+        f"{word} {_join([_in_title(name) for name, o in outcomes.items() if o == kind])}"
         for kind, word in (
             ("better", "better than"),
             ("unclear", "no significant difference from"),
@@ -144,6 +144,11 @@ def verdict(test: TestReport | None) -> Verdict:
         if kind in found
     )
     return Verdict("worse" if "worse" in found else "unclear", title[0].upper() + title[1:], sentence)
+
+
+def _in_title(method: str) -> str:
+    name = method_name(method).lower()
+    return name if name.startswith("the ") else f"the {name}"
 
 
 def caution(test: TestReport | None) -> str:
