@@ -99,7 +99,7 @@ class SearchSettings(Section):
 
     Attributes:
         space: The prompt space.
-        form: Where its words stand: after the prompt, in examples that the model writes, or where it does better.
+        form: Words after the prompt, words of examples that the model writes, or whichever does better.
         positions: Words of the prompt, L.
         coordinates: Principal coordinates of the embeddings for each word, k; the search has L k dimensions.
         sigma: Initial step size.
