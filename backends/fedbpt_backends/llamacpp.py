@@ -152,9 +152,13 @@ class EmbeddedLlama:
             llama.check(prompt.ids)
         size = -(-len(prompts) // len(self._workers)) or 1
         parts = [prompts[begin : begin + size] for begin in range(0, len(prompts), size)]
-        answers = await asyncio.gather(
-            *(self._run(partial(self._evaluate, i, part, read), i) for i, part in enumerate(parts))
-        )
+        # A request of one input must not always meet the same worker; which one follows from its ids alone.
+        first = sum(prompts[0].ids) if len(parts) < len(self._workers) else 0
+        workers = [(first + i) % len(self._workers) for i in range(len(parts))]
+        jobs = [
+            self._run(partial(self._evaluate, w, p, read), w) for w, p in zip(workers, parts, strict=True)
+        ]
+        answers = await asyncio.gather(*jobs)
         return [answer for part in answers for answer in part]
 
     # On the worker threads ----------------------------------------------------------------

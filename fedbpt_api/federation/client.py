@@ -1,7 +1,8 @@
 """One party: its private texts, its scorer, and what it answers. Only numbers over many texts leave it.
 
-What is sent: sums of word probabilities, the messages of the verbalizer's fit, an `Update` after a
-local search, and for a prompt the sum of losses and the number of correct texts.
+What is sent: how much words vary over its texts, the messages of the verbalizer's fit, an `Update` after
+a local search, for a prompt the sum of losses and the number of correct texts, and lines that the model
+wrote without seeing a text.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Literal
 import numpy as np
 
 from fedbpt_api.aggregate import Update
+from fedbpt_api.errors import BackendError
 from fedbpt_api.federation.messages import Broadcast
 from fedbpt_api.prompts.codebook import distinct_share
 from fedbpt_api.prompts.space import Ids, PromptSpace
-from fedbpt_api.prompts.written import CHOICES, Job, Line, write_line
+from fedbpt_api.prompts.written import CHOICES, SHORTEST, Job, Line, write_line
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import EncodedSet, EncodedText
@@ -25,7 +27,7 @@ from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.search import cma_es
 from fedbpt_api.verbalizer import ClientFit, Verbalizer, word_sums
 
-_TOP = 2000  # words of a text's list that enter the word list
+_TOP = 2000  # words of a text's list, from which the word list is chosen
 _PURPOSE_SEARCH, _PURPOSE_BATCH, _PURPOSE_PERTURB = 1, 2, 3
 
 
@@ -128,31 +130,35 @@ class Client:
         return len(self._dev)
 
     async def word_sums(self, prompt: Ids) -> tuple[tuple[int, float], ...]:
-        """At most 500 (token, summed probability) pairs over the training texts."""
+        """At most 500 (token, sum of squared deviations) pairs over the training texts."""
         return word_sums(await self.scorer.top_words(prompt, self._train.texts, _TOP))
 
     async def write(self, jobs: Sequence[Job], judge: Reference) -> tuple[Line, ...]:
         """Lines written by the model, each read once by it with the judge's prompt and verbalizer.
 
-        Nothing of this client's texts takes part. Fewer lines than jobs where the budget ends.
+        Nothing of this client's texts takes part. Fewer lines than jobs where the budget ends or the
+        backend fails (it may not list words at all): those that are done are not lost.
         """
         lines: list[Line] = []
-        backend = self.scorer.backend
-        for job in jobs:
-
-            async def probable(ids: Ids, lead: Ids = job.lead) -> Mapping[int, float]:
-                return (await self.scorer.top_words(lead, [EncodedText((), ids)], CHOICES))[0]
-
-            try:
-                rng = np.random.default_rng(job.seed)
-                drawn = await write_line(job.lead, probable, backend.detokenize, rng)
-                ids = await backend.tokenize(await backend.detokenize(drawn))
-                read = [EncodedText((), job.before + ids + job.after)]
-                logits = judge.verbalizer.probabilities(await self.scorer.score(judge.prompt, read))
-            except BudgetSpent:
-                break
-            lines.append(Line(job.label, ids, float(np.log(logits[0, job.label]))))
+        try:
+            for job in jobs:
+                line = await self._write_one(job, judge)
+                if len(line.ids) >= SHORTEST:
+                    lines.append(line)
+        except (BudgetSpent, BackendError):
+            pass
         return tuple(lines)
+
+    async def _write_one(self, job: Job, judge: Reference) -> Line:
+        async def probable(ids: Ids) -> Mapping[int, float]:
+            return (await self.scorer.top_words(job.lead, [EncodedText((), ids)], CHOICES))[0]
+
+        backend = self.scorer.backend
+        drawn = await write_line(probable, backend.detokenize, np.random.default_rng(job.seed))
+        ids = await backend.tokenize(await backend.detokenize(drawn))
+        read = [EncodedText((), job.before + ids + job.after)]
+        shares = judge.verbalizer.probabilities(await self.scorer.score(judge.prompt, read))
+        return Line(job.label, ids, float(np.log(shares[0, job.label])))
 
     async def fit(self, prompt: Ids, groups: Sequence[Sequence[int]], *, with_dev: bool = False) -> ClientFit:
         """This client's side of a verbalizer's fit for `prompt`: answers messages, scores nothing more."""

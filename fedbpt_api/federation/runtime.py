@@ -108,12 +108,13 @@ def need_quorum(answers: Answers[R], asked: int, quorum: float) -> None:
     """Go on only where `quorum` of the asked clients answered.
 
     Raises:
-        BudgetSpent: Too few answered, and clients' own budgets have a part in it: a planned end.
+        BudgetSpent: Too few answered only because clients' own budgets are spent: a planned end.
         QuorumError: Too few answered.
     """
-    if len(answers.got) >= max(1, math.ceil(quorum * asked - 1e-9)):
+    needed = max(1, math.ceil(quorum * asked - 1e-9))
+    if len(answers.got) >= needed:
         return
-    if answers.spent:
+    if len(answers.got) + len(answers.spent) >= needed:
         raise BudgetSpent(f"clients {', '.join(sorted(answers.spent))}")
     why = "; ".join(f"{name}: {reason}" for name, reason in sorted(answers.missing.items()))
     raise QuorumError(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
+from itertools import pairwise
 
 import numpy as np
 import orjson
@@ -176,7 +177,7 @@ async def demonstrations(
     At most `positions` words of each example can be changed: whole words of the codebook.
 
     Args:
-        backend: Tokenises the prompt and the blank line between examples.
+        backend: Tokenises what stands between the words that can be changed.
         codebook: The words.
         prompt: Put before the examples.
         shown: For each label the ids before its example's text and those after it, label word included.
@@ -184,16 +185,22 @@ async def demonstrations(
         positions: Words of an example that the search may change.
     """
     body = prompt.rstrip("\n")
-    line = await backend.tokenize("\n")  # apart, as before a word; at the very end two are one token
-    lines = max(len(prompt) - len(body), 1) if prompt else 0
-    pieces: list[Ids | int] = [await backend.tokenize(body) + line * lines]
+    fixed = body + "\n" * (max(len(prompt) - len(body), 1) if prompt else 0)
+    pieces: list[Ids | int] = []
     chosen: list[int] = []
     for (before, after), text in zip(shown, texts, strict=True):
         free = (await _whole_words(backend, codebook, text))[:positions]
         chosen += [codebook.places[text[at]] for at in free]
-        words: list[Ids | int] = [1 if at in free else (token,) for at, token in enumerate(text)]
-        pieces += [before, *words, after + line + line]
-    pieces[-1] = shown[-1][1] + await backend.tokenize("\n\n")
+        cuts = [-1, *free, len(text)]
+        runs = [text[begin + 1 : end] for begin, end in pairwise(cuts)]
+        runs[0], runs[-1] = before + runs[0], runs[-1] + after
+        for number, run in enumerate(runs):
+            if number:  # what stands between two free words is tokenised as one text
+                pieces += [await backend.tokenize(fixed), 1]
+                fixed = ""
+            fixed += await backend.detokenize(run)
+        fixed += "\n\n"
+    pieces.append(await backend.tokenize(fixed))
     return CodebookSpace(codebook, tuple(pieces), codebook.coordinates[chosen])
 
 
@@ -207,7 +214,7 @@ def drawn_texts(codebook: Codebook, labels: int, length: int, seed: int) -> list
 
 async def _whole_words(backend: Backend, codebook: Codebook, text: Ids) -> list[int]:
     """Places in a text where a codebook word stands that nothing is glued to, so another word may stand."""
-    follows = [(await backend.detokenize([token]))[:1] for token in text[1:]] + [""]
+    follows = [*[(await backend.detokenize([token]))[:1] for token in text[1:]], ""][: len(text)]
     return [
         at
         for at, (token, after) in enumerate(zip(text, follows, strict=True))

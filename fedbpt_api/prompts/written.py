@@ -18,8 +18,11 @@ from fedbpt_api.prompts.space import Ids
 CHOICES = 60
 """Most probable tokens from which the next one is drawn."""
 
+SHORTEST = 3
+"""Tokens that a line has at least; shorter ones are of no use."""
+
 _TEMPERATURE = 0.8
-_SHORTEST, _LONGEST = 3, 20  # tokens of a line
+_LONGEST = 20  # tokens of a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +60,14 @@ class Line:
 
 
 async def write_line(
-    lead: Ids,
     probable: Callable[[Ids], Awaitable[Mapping[int, float]]],
     text_of: Callable[[Ids], Awaitable[str]],
     rng: np.random.Generator,
 ) -> Ids:
-    """Continue `lead` up to the end of a line or a sentence, at most 20 tokens.
+    """Write up to the end of a line or a sentence, at most 20 tokens; fewer than 3 where nothing can follow.
 
     Args:
-        lead: What is continued.
-        probable: The most probable next tokens after `lead` and the ids given: {token id: log-probability}.
+        probable: The most probable next tokens after the line's ids so far: {token id: log-probability}.
         text_of: Text of token ids.
         rng: Draws the tokens, at temperature 0.8.
     """
@@ -80,13 +81,13 @@ async def write_line(
         for place in np.argsort(-keys, kind="stable"):
             text = await text_of((tokens[place],))
             ends = not text.strip() or "\n" in text or text.strip().startswith("<|")
-            if ends and len(ids) >= _SHORTEST:
+            if ends and len(ids) >= SHORTEST:
                 return ids
             if not ends and "\ufffd" not in text:  # not a part of a character
                 ids += (tokens[place],)
                 break
         else:
             return ids
-        if len(ids) >= _SHORTEST and text.rstrip()[-1] in ".!?":
+        if len(ids) >= SHORTEST and text.rstrip()[-1] in ".!?":
             return ids
     return ids

@@ -66,12 +66,13 @@ class Assessment:
     def loss_on(self, names: Collection[str]) -> float:
         """Mean held-out loss over some clients' training and development texts together.
 
-        Training texts that a prompt was searched for on count as the search's centre did, or worse.
+        Training texts that a prompt was searched for on count as the search's centre did, or worse;
+        unless there are no others.
         """
         train, dev, floor = (_total(part, names) for part in (self.train, self.dev, self.floor))
         if not train.n:
             return math.inf
-        counted = max(train.mean_loss, floor.mean_loss) if floor.n else train.mean_loss
+        counted = max(train.mean_loss, floor.mean_loss) if floor.n and dev.n else train.mean_loss
         return (train.n * counted + dev.loss) / (train.n + dev.n)
 
     def beats(self, other: Assessment) -> bool:
@@ -157,7 +158,7 @@ class Assessor:
             return True
         rival = self.centre or self.best()
         slack = 0.0 if self.centre else _SPREAD
-        common = frozenset(train) & rival.clients
+        common = frozenset(train) & frozenset(rival.train)
         new, old = _total(train, common), _total(rival.train, common)
         return not new.n or new.mean_loss < old.mean_loss + slack / math.sqrt(new.n)
 

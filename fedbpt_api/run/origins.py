@@ -9,12 +9,12 @@ All of them are assessed; they stay in the race to the end, and the best is the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import count
+from collections.abc import Sequence
 
 import numpy as np
 
 from fedbpt_api.federation.client import Reference
+from fedbpt_api.federation.runtime import ask_all
 from fedbpt_api.prompts.codebook import Codebook, CodebookSpace, demonstrations, drawn_texts, words_after
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.prompts.written import Job, Line
@@ -24,7 +24,7 @@ from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.task import Example
 
-_SHARE = 0.5  # of the scored examples that the starting prompts may take
+_SHARE = 0.5  # of a budget that the starting prompts may take
 _MOST = 48  # draws of made-up examples
 _WRITING = 0.06  # of the scored examples that writing lines may take
 _LINES, _LINE = 12, 14  # lines for a label at most, and what a line costs about
@@ -42,52 +42,74 @@ async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessm
         await assessor.assess(await backend.tokenize(text), START)
     spaces: dict[Ids, CodebookSpace] = {}
     shown = () if settings.search.form == "words" else await _shown(assessor)
-    if shown:
+    forced = settings.search.form == "demonstrations"
+    if shown and (forced or _affords(assessor, _writing(assessor, len(shown)))):
         try:
             lines = await _written(assessor, shown)
-            forced = settings.search.form == "demonstrations"
-            for draw, text in _draws(assessor, prompts, forced=forced):
-                texts = _texts(codebook, lines, settings, draw)
+            for draw in range(_MOST):
+                if not (_affords(assessor) or (forced and draw == 0)):
+                    break
+                text, texts = prompts[draw % len(prompts)], _texts(codebook, lines, settings, draw)
                 space = await demonstrations(backend, codebook, text, shown, texts, settings.search.positions)
                 ids = space.decode(0.0 * space.anchors)
-                if await backend.tokenize(await backend.detokenize(ids)) == ids:
+                if space.dimension and len(ids) <= assessor.parties.room:
                     await assessor.assess(ids, "made-up examples")
                     spaces[ids] = space
         except BudgetSpent:
             pass  # what was judged until then is in the race
     best = assessor.best()
-    if settings.search.form == "demonstrations" and spaces:
-        best = min((assessor.known[ids] for ids in spaces), key=lambda a: a.train_loss)
+    if forced and spaces:
+        best = min((assessor.known[ids] for ids in spaces), key=lambda a: (a.loss, a.train_loss))
     if best.ids in spaces:
         return best, spaces[best.ids]
     return best, await words_after(backend, codebook, best.text, settings.search.positions)
 
 
-def _draws(assessor: Assessor, prompts: list[str], *, forced: bool) -> Iterator[tuple[int, str]]:
-    """Number and base prompt of each draw: one for every prompt, more while they are cheap."""
-    budget = assessor.parties.budget
-    for draw in count():
-        limit = budget.limits.scored
-        cheap = limit is None or budget.spent.scored + assessor.cost <= _SHARE * limit
-        if draw >= _MOST or not (cheap or (forced and draw == 0)):
-            return
-        yield draw, prompts[draw % len(prompts)]
+def _affords(assessor: Assessor, more: int = 0) -> bool:
+    """Whether judging one more starting prompt, and spending `more`, stays within their share.
+
+    Of the run's budget, and of each client's own.
+    """
+    parties = assessor.parties
+    if parties.budget.used(assessor.cost + more) > _SHARE:
+        return False
+    each = more // len(parties.clients)
+    return all(c.scorer.budget.used(c.n_train + c.n_dev + each) <= _SHARE for c in parties.clients)
+
+
+def _writing(assessor: Assessor, labels: int) -> int:
+    """Scored examples that writing lines may take in all."""
+    limits = assessor.parties.budget.limits
+    if limits.scored is not None:
+        return min(int(_WRITING * limits.scored), _LINES * labels * _LINE)
+    few = limits.tokens is not None or limits.seconds is not None  # what a line costs is not known
+    return (_LINES // 4 if few else _LINES) * labels * _LINE
 
 
 async def _written(assessor: Assessor, shown: Sequence[tuple[Ids, Ids]]) -> list[list[Line]]:
-    """For each label the lines that clients had the model write, the most convincing half."""
+    """For each label the lines that clients had the model write, the most convincing half.
+
+    The work is dealt to the clients in turn, to each at most a small share of its own budget.
+    """
     parties, seed = assessor.parties, assessor.settings.seed
-    limit = parties.budget.limits.scored
-    each = _LINES if limit is None else min(int(_WRITING * limit / (len(shown) * _LINE)), _LINES)
+    each = _writing(assessor, len(shown)) // (len(shown) * _LINE)
     jobs: list[Job] = []
     for label, (before, after) in enumerate(shown):
         lead = (await parties.backend.detokenize(after)).strip() + "\n"
         ids = await parties.backend.tokenize(lead) + before
         jobs += [Job(label, ids, before, after[:-1], (seed, label, number)) for number in range(each)]
-    names = [client.name for client in parties.clients]
     start = assessor.known[parties.start_ids]
     judge = Reference(start.ids, start.verbalizer)
-    answers = await assessor.ask(lambda c: c.write(jobs[names.index(c.name) :: len(names)], judge))
+    dealt: dict[str, list[Job]] = {}
+    for number, client in enumerate(parties.clients):
+        own = client.scorer.budget.limits.scored
+        most = None if own is None else int(_WRITING * own / _LINE)
+        dealt[client.name] = jobs[number :: len(parties.clients)][:most]
+    timeout = assessor.settings.federation.timeout
+    longest = max(map(len, dealt.values())) * _LINE  # so many questions follow each other
+    answers = await ask_all(
+        parties.clients, lambda c: c.write(dealt[c.name], judge), timeout and timeout * max(longest, 1)
+    )
     lines = [line for name in sorted(answers.got) for line in answers.got[name]]
     lines.sort(key=lambda line: (-line.confidence, line.ids))
     by_label = [list(dict.fromkeys(line for line in lines if line.label == k)) for k in range(len(shown))]

@@ -29,7 +29,7 @@ _ROOM = 48  # tokens that a prompt may add to the longest starting prompt
 
 @dataclass
 class Parties:
-    """All that a run holds open."""
+    """All that a run holds open. `room` is how many tokens a prompt may have beside every text."""
 
     backend: Backend
     task: Task
@@ -44,6 +44,7 @@ class Parties:
     start_ids: Ids = ()
     word_texts: dict[int, str] = field(default_factory=dict)
     tests: dict[str, Budget] = field(default_factory=dict)
+    room: int = 0
     verbalizer_bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @property
@@ -112,10 +113,12 @@ class Parties:
         )
 
     async def aclose(self) -> None:
+        """Give up on what is under way and close everything."""
         for client in self.clients:
             await client.scorer.aclose()
-            if client.scorer.journal is not None:
-                client.scorer.journal.close()
+        for journal in (client.scorer.journal for client in self.clients):
+            if journal is not None:
+                journal.close()
         for backend in self.backends:
             await backend.aclose()
 
@@ -148,6 +151,7 @@ async def open_parties(
         own = {client.name: client for client in settings.clients}
         problems: list[str] = []
         secrets: list[bytes] = []
+        rooms: list[int] = []
         for number, data in enumerate(task.clients):
             mine = own.get(data.name)
             served = backend
@@ -159,6 +163,8 @@ async def open_parties(
             sets = {part: await encoder.labelled(rows) for part, rows in data.parts() if part != "test"}
             texts: dict[str, tuple[EncodedText, ...]] = {p: encoded.texts for p, encoded in sets.items()}
             texts["test"] = await encoder.texts(data.test)
+            fixed = max(len(t.before) + len(t.after) for part in texts.values() for t in part)
+            rooms.append(served.info.context - fixed)
             for name, encoded_texts in texts.items():
                 where = f"clients.{data.name}.{name}"
                 problems += _too_long(encoded_texts, where, served.info.context, longest_prompt)
@@ -172,6 +178,7 @@ async def open_parties(
             )
         if problems:
             raise ConfigError(problems, "shorten these texts, or raise backend.context")
+        parties.room = min(rooms)
         if folder is not None:
             for number, (client, secret) in enumerate(zip(parties.clients, secrets, strict=True)):
                 client.scorer.journal = Journal(folder / f"scores-{number}.journal", secret)

@@ -142,7 +142,7 @@ class Tuner:
             return "cancelled"
 
     async def _choose_words(self, parties: Parties, assessor: Assessor) -> None:
-        """The T named words: label words, then the words most probable on the training texts."""
+        """The T named words: label words, then the words that vary most over the training texts."""
         self._phase = "words"
         wanted = min(self.settings.verbalizer.words, parties.info.max_words)
         words = parties.label_tokens

@@ -65,6 +65,16 @@ class Budget:
         bounds = [n for n in (own, above) if n is not None]
         return max(min(bounds), 0) if bounds else None
 
+    def used(self, more: int = 0) -> float:
+        """Share of this budget that is spent once `more` examples are scored too: of its scarcest limit.
+
+        Tokens are foreseen from what an example took so far; 0 where there is no limit.
+        """
+        limits, scored = self.limits, self.spent.scored + more
+        tokens = self.spent.prompt_tokens * scored / max(self.spent.scored, 1)
+        shares = ((scored, limits.scored), (tokens, limits.tokens), (self.seconds, limits.seconds))
+        return max((spent / limit for spent, limit in shares if limit is not None), default=0.0)
+
     def reserve(self, work: Usage) -> None:
         """Set `work` aside, here and in every parent.
 

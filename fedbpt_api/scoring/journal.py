@@ -6,7 +6,8 @@ the values. Named words are stored as float32, exactly as the run uses them; a l
 token ids (i32) and log-probabilities (float32). All numbers are little-endian.
 
 A key says which pair (prompt, text) with which question a value belongs to. It is a hash keyed by the
-client's whole data, so that no text can be read from a journal, or guessed without the other texts.
+client's whole data, so no text can be read from it, or guessed without the other texts. The values are the
+model's answers: who has the same model can check a guess against them, so a journal stays with its client.
 """
 
 from __future__ import annotations
@@ -69,9 +70,10 @@ class Journal:
         self._secret = secret
         self._path = path
         try:
-            self._file = path.open("xb")
+            self._file = path.open("xb", buffering=0)
         except OSError as error:
             raise RunFolderError(f"{path} cannot be written: {error.strerror}") from error
+        self._whole = 0  # bytes of the file that are whole records
         self._write(orjson.dumps({"format": "fedbpt-journal", "version": VERSION}) + b"\n")
 
     def key(self, question: tuple[str, Ids | int], prompt: Ids, text: EncodedText) -> bytes:
@@ -97,13 +99,17 @@ class Journal:
 
     def _write(self, data: bytes) -> None:
         try:
-            self._file.write(data)
-            self._file.flush()
+            self._file.seek(self._whole)
+            self._file.truncate()  # what a failed write has left
+            left = memoryview(data)
+            while left:
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise RunFolderError(
                 f"{self._path} cannot be written: {error.strerror}", "make room; what is in it is kept"
             ) from error
+        self._whole += len(data)
 
 
 def secret_of(texts: Sequence[EncodedText]) -> bytes:

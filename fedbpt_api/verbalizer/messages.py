@@ -26,11 +26,11 @@ Numbers: TypeAlias = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WordSums:
-    """Client: its most probable words.
+    """Client: the words that vary most over its texts.
 
     Attributes:
         tokens: Token ids, shape [k].
-        sums: Their probabilities summed over the client's texts, shape [k].
+        sums: Their squared deviations summed over the client's texts, shape [k].
     """
 
     tokens: Numbers

@@ -247,7 +247,7 @@ def _cross_validate(
     squares = np.diag(products) + products[best, best] - 2 * products[best]
     errors = np.sqrt(np.maximum(squares - (means - means[best]) ** 2, 0.0) / n)
     close = np.flatnonzero(means <= means[best] + errors / 2)
-    return answers, max(int(close[0]), 1)  # never the label words alone: a bias costs nothing
+    return answers, max(int(close[0]), 1)  # never the label words alone: biases cost nothing
 
 
 def _refine(

@@ -38,7 +38,7 @@ class FitReport:
         kind: What was chosen.
         penalty: Strength of the weights' penalty; None where there are no weights.
         loss: Cross-validated loss of what was chosen, in nats a text; 0 without texts.
-        losses: The same for each candidate, the simplest first: "words", "bias", "scale and bias",
+        losses: The same for each candidate, the simplest first: "words", then "bias", or "scale and bias",
             "weighted 1", ...
         n: Training texts of all clients.
         held_out: Each client's texts and the sum of their cross-validated losses, by name.

@@ -17,6 +17,7 @@ import numpy as np
 MAX_PAIRS = 500
 """Pairs a client sends at most."""
 
+_TIE = 1e-6  # of the summed probability, so that it decides where nothing varies
 _PROBABLE = 1000  # words that are looked at: a rare word's log-probability varies, but tells little
 
 Pairs = tuple[tuple[int, float], ...]
@@ -43,7 +44,7 @@ def word_sums(lists: Sequence[Mapping[int, float]]) -> Pairs:
         return ()
     tokens = [token for token, _ in probable]
     rows = np.array([[words.get(token, floor) for token in tokens] for words, floor in _floored(kept)])
-    sums = ((rows - rows.mean(axis=0)) ** 2).sum(axis=0)
+    sums = ((rows - rows.mean(axis=0)) ** 2).sum(axis=0) + _TIE * np.array([mass[token] for token in tokens])
     pairs = [(token, float(np.float32(value))) for token, value in zip(tokens, sums, strict=True)]
     return tuple(sorted(pairs, key=_largest)[:MAX_PAIRS])
 

@@ -208,11 +208,11 @@ async def test_the_model_writes_lines_that_end_and_are_tokenised_again_into_the_
 
     lead = await llama.tokenize("Sentiment: positive\nTweet:")
     rngs = [np.random.default_rng(seed) for seed in range(6)]
-    lines = [await write_line(lead, probable, llama.detokenize, rng) for rng in rngs]
+    lines = [await write_line(probable, llama.detokenize, rng) for rng in rngs]
     texts = [await llama.detokenize(line) for line in lines]
     assert len(set(texts)) == 6
     assert all(text.startswith(" ") and "\n" not in text and len(text) >= 3 for text in texts)
-    again = await write_line(lead, probable, llama.detokenize, np.random.default_rng(3))
+    again = await write_line(probable, llama.detokenize, np.random.default_rng(3))
     assert again == lines[3]
 
 

@@ -25,7 +25,7 @@ def written(lists: list[Lists], seed: int = 0) -> tuple[int, ...]:
     async def text_of(ids: tuple[int, ...]) -> str:
         return "".join(TEXTS[token] for token in ids)
 
-    return asyncio.run(write_line((0,), probable, text_of, np.random.default_rng(seed)))
+    return asyncio.run(write_line(probable, text_of, np.random.default_rng(seed)))
 
 
 @pytest.mark.parametrize("end", [3, 7, 8])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
@@ -92,6 +94,32 @@ def test_a_flipped_bit_is_found_and_never_answers(tmp_path: Path) -> None:
             assert len(found) < len(made)
         assert same(made[: len(found)], found)
         data[place] ^= bit
+
+
+def test_on_a_full_disk_the_error_is_clear_and_later_records_are_whole(tmp_path: Path) -> None:
+    """A real limit on the file's size, in a process of its own: the second record does not fit."""
+    program = (
+        "import resource, signal, sys, numpy as np; from pathlib import Path\n"
+        "from fedbpt_api.errors import RunFolderError\n"
+        "from fedbpt_api.scoring.backend import Usage\n"
+        "from fedbpt_api.scoring.journal import Journal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "journal = Journal(Path(sys.argv[1]), b'secret')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))\n"
+        "for number, width in enumerate((9, 9000, 7)):\n"
+        "    rows = [np.full(width, number, np.float32)] * 2\n"
+        "    try:\n"
+        "        journal.append([bytes([number]) * 16, bytes([number + 9]) * 16], rows, Usage(2, 1, 0, 2))\n"
+        "    except RunFolderError as error:\n"
+        "        print(number, error.message, error.hint)\n"
+        "journal.close()\n"
+    )
+    path = tmp_path / "scores.journal"
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.startswith(f"1 {path} cannot be written: File too large make room")
+    assert [len(record.answers[0]) for record in read_journal(path)] == [9, 7]
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"", "not a journal"), (b"{}\n", "not a journal")])
