@@ -229,6 +229,26 @@ async def test_a_question_that_a_budget_or_the_user_ends_is_over_when_all_client
     assert ended == ["client1", "client2"]
 
 
+async def test_a_clients_own_budget_is_an_answer_and_ends_all_only_where_it_breaks_the_quorum() -> None:
+    clients = await make_clients(4)
+
+    async def question(client: Client) -> str:
+        if client is clients[1]:
+            raise BudgetSpent("tokens", own=True)
+        if client is clients[2]:
+            raise BackendError("out of memory", "buy some")
+        return client.name
+
+    answers = await ask_all(clients, question)
+    assert answers.missing["client1"] == "its own budget of tokens is spent"
+    assert answers.spent == {"client1"}
+    need_quorum(answers, 4, 0.5)
+    with pytest.raises(BudgetSpent, match="client1"):
+        need_quorum(answers, 4, 0.75)
+    with pytest.raises(QuorumError, match="out of memory"):
+        need_quorum(answers, 4, 1.0)  # client2 failed: with all budgets it would have ended too
+
+
 async def test_failures_are_answers_too() -> None:
     clients = await make_clients(3)
 

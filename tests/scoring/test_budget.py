@@ -105,6 +105,22 @@ def test_time_ends_work_at_its_limit_and_runs_only_once_it_is_started() -> None:
     assert run.seconds == 5.0
 
 
+def test_the_share_used_is_that_of_the_scarcest_limit() -> None:
+    now = 0.0
+    budget = Budget(Limits(scored=100, tokens=1000, seconds=10.0), clock=lambda: now)
+    budget.start()
+    assert budget.used() == 0.0
+    assert budget.used(more=25) == 0.25  # nothing is known of tokens yet
+    work = Usage(scored=10, prompt_tokens=200)
+    budget.reserve(work)
+    budget.settle(work, work)
+    assert budget.used() == pytest.approx(0.2)  # of the tokens
+    assert budget.used(more=30) == pytest.approx(0.8)
+    now = 9.0
+    assert budget.used() == pytest.approx(0.9)
+    assert Budget().used(more=10**6) == 0.0
+
+
 def test_duplicates_are_counted_up_to_the_run() -> None:
     run = Budget()
     clients = [Budget(parent=run), Budget(parent=run)]
