@@ -55,11 +55,11 @@ class Progress:
             case Warned():
                 self._print(f"warning: {event.message}")
             case Assessed() if event.origin in ("start", "made-up examples"):
+                found = f"dev loss {_number(event.dev_loss)}, accuracy {_number(event.dev_accuracy)}"
+                if math.isinf(event.loss):
+                    found = f"ruled out by a training loss of {_number(event.train_loss)}"
                 mark = " <- best so far" if event.chosen else ""
-                self._print(
-                    f"  {event.origin}: dev loss {_number(event.dev_loss)}, accuracy "
-                    f"{_number(event.dev_accuracy)}{mark}  {_short(event.prompt)}"
-                )
+                self._print(f"  {event.origin}: {found}{mark}  {_short(event.prompt)}")
             case RoundDone():
                 self._last = event.record
                 if event.record.round:
@@ -80,9 +80,11 @@ class Progress:
         )
         for client in record.clients:
             note = f"  ({client.note})" if client.note else ""
+            dev = f"  dev loss {_number(client.dev_loss)}  dev accuracy {_number(client.dev_accuracy)}"
+            if math.isnan(client.dev_loss):  # the merged prompt did not beat the centre on training texts
+                dev = ""
             self._print(
-                f"    {client.client:<14} loss {_number(client.loss)}  dev loss {_number(client.dev_loss)}  "
-                f"dev accuracy {_number(client.dev_accuracy)}  scored {client.scored}{note}"
+                f"    {client.client:<14} loss {_number(client.loss)}{dev}  scored {client.scored}{note}"
             )
 
     def _print(self, line: str) -> None:
@@ -119,5 +121,5 @@ def _clock(seconds: float) -> str:
 
 
 def _short(prompt: str, width: int = 70) -> str:
-    text = show_whitespace(prompt).replace("\n", " ")
+    text = show_whitespace(prompt).replace("\n", " ") or "(no prompt)"
     return text if len(text) <= width else text[: width - 1] + "…"
