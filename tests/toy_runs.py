@@ -24,6 +24,15 @@ from toy import PROMPT, Toys
 
 Values = dict[str, object]
 
+METHODS = (
+    "Starting prompt",
+    "Starting prompt + bias",
+    "Starting prompt + weighted",
+    "Tuned prompt",
+    "Majority label",
+)
+"""The rows that every table of results has, as people read them."""
+
 
 def make_values(task: Task, changes: Mapping[str, object] | None = None) -> Values:
     """Settings of a run of two rounds, as nested values.

@@ -214,15 +214,15 @@ def drawn_texts(codebook: Codebook, labels: int, length: int, seed: int) -> list
 
 async def _whole_words(backend: Backend, codebook: Codebook, text: Ids) -> list[int]:
     """Places in a text where a codebook word stands that nothing is glued to, so another word may stand."""
-    follows = [*[(await backend.detokenize([token]))[:1] for token in text[1:]], ""][: len(text)]
-    return [
-        at
-        for at, (token, after) in enumerate(zip(text, follows, strict=True))
-        if not after.isalnum()
-        and after not in ("'", "\u2019")
-        and (place := codebook.places.get(token)) is not None
-        and np.linalg.norm(codebook.coordinates[place]) >= _EMPTY
-    ]
+    found: list[int] = []
+    for at, token in enumerate(text):
+        place = codebook.places.get(token)
+        if place is None or np.linalg.norm(codebook.coordinates[place]) < _EMPTY:
+            continue
+        after = (await backend.detokenize(text[at + 1 : at + 2]))[:1] if at + 1 < len(text) else ""
+        if not after.isalnum() and after not in ("'", "\u2019"):
+            found.append(at)
+    return found
 
 
 def distinct_share(prompts: Sequence[Ids]) -> float:

@@ -17,7 +17,7 @@ from fedbpt_api.run.config import BackendSettings, BudgetSettings, Settings
 from fedbpt_api.run.events import Started
 from fedbpt_api.scoring.backend import Backend, BackendInfo
 from fedbpt_api.scoring.budget import Budget, Limits
-from fedbpt_api.scoring.encode import EncodedText, Encoder, label_tokens
+from fedbpt_api.scoring.encode import EncodedText, Encoder, label_tokens, longest
 from fedbpt_api.scoring.journal import Journal, secret_of
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.scoring.scorer import Scorer
@@ -150,7 +150,7 @@ async def open_parties(
         longest_prompt = max(map(len, prompts.values())) + _ROOM
         own = {client.name: client for client in settings.clients}
         problems: list[str] = []
-        secrets: list[bytes] = []
+        everything: list[list[EncodedText]] = []  # of each client, in the order of clients
         rooms: list[int] = []
         for number, data in enumerate(task.clients):
             mine = own.get(data.name)
@@ -163,15 +163,13 @@ async def open_parties(
             sets = {part: await encoder.labelled(rows) for part, rows in data.parts() if part != "test"}
             texts: dict[str, tuple[EncodedText, ...]] = {p: encoded.texts for p, encoded in sets.items()}
             texts["test"] = await encoder.texts(data.test)
-            fixed = max(len(t.before) + len(t.after) for part in texts.values() for t in part)
-            rooms.append(served.info.context - fixed)
+            rooms.append(served.info.context - longest(list(texts.values())))
             for name, encoded_texts in texts.items():
                 where = f"clients.{data.name}.{name}"
                 problems += _too_long(encoded_texts, where, served.info.context, longest_prompt)
             budget = Budget(_limits(mine.budget if mine else None), run_budget)
             scorer = Scorer(served, budget, stopping)
-            everything = [text for part in sorted(texts) for text in texts[part]]
-            secrets.append(secret_of(everything))
+            everything.append([text for part in sorted(texts) for text in texts[part]])
             parties.encoders[data.name] = encoder
             parties.clients.append(
                 Client(data.name, number, settings.seed, scorer, sets["train"], sets["dev"])
@@ -180,8 +178,9 @@ async def open_parties(
             raise ConfigError(problems, "shorten these texts, or raise backend.context")
         parties.room = min(rooms)
         if folder is not None:
-            for number, (client, secret) in enumerate(zip(parties.clients, secrets, strict=True)):
-                client.scorer.journal = Journal(folder / f"scores-{number}.journal", secret)
+            for number, client in enumerate(parties.clients):
+                path = folder / f"scores-{number}.journal"
+                client.scorer.journal = Journal(path, secret_of(everything[number]))
     except BaseException:
         for opened in backends:
             await opened.aclose()

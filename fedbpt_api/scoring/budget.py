@@ -81,8 +81,6 @@ class Budget:
         Raises:
             BudgetSpent: It does not fit; nothing was set aside.
         """
-        if self.parent is not None:
-            self.parent._check(work)
         self._check(work)
         self._add_reserved(work)
 
@@ -102,8 +100,11 @@ class Budget:
             budget = budget.parent
 
     def _check(self, work: Usage) -> None:
+        """Parents first, so that the run's end is not taken for a client's own."""
         if work == Usage():
             return
+        if self.parent is not None:
+            self.parent._check(work)
         limits, used, own = self.limits, self.spent + self._reserved, self.parent is not None
         if limits.scored is not None and used.scored + work.scored > limits.scored:
             raise BudgetSpent("scored examples", own)

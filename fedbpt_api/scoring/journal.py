@@ -27,7 +27,7 @@ import orjson
 
 from fedbpt_api.errors import RunFolderError
 from fedbpt_api.scoring.backend import Usage
-from fedbpt_api.scoring.encode import EncodedText
+from fedbpt_api.scoring.encode import EncodedText, Ids
 
 VERSION: Final = 1
 _KEY = 16  # bytes
@@ -35,7 +35,7 @@ _FRAME = struct.Struct("<II")  # length and CRC-32 of the payload
 _HEAD = struct.Struct("<BIIIIII")  # kind, pairs, values a pair, and the usage's four numbers
 _NAMED, _LISTS = 0, 1
 
-Ids = tuple[int, ...]
+Question = tuple[str, Ids | int]  # the named words, or how many words a list has
 Row = npt.NDArray[np.float32]
 Answer = Row | dict[int, float]
 
@@ -76,7 +76,7 @@ class Journal:
         self._whole = 0  # bytes of the file that are whole records
         self._write(orjson.dumps({"format": "fedbpt-journal", "version": VERSION}) + b"\n")
 
-    def key(self, question: tuple[str, Ids | int], prompt: Ids, text: EncodedText) -> bytes:
+    def key(self, question: Question, prompt: Ids, text: EncodedText) -> bytes:
         """The key of a pair: 16 bytes."""
         parts = (question, prompt, (text.before, text.after))
         return hashlib.blake2b(orjson.dumps(parts), digest_size=_KEY, key=self._secret).digest()

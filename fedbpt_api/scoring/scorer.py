@@ -15,10 +15,9 @@ import numpy as np
 from fedbpt_api.errors import BackendError
 from fedbpt_api.scoring.backend import Backend, Floats, Prompt, Usage
 from fedbpt_api.scoring.budget import Budget
-from fedbpt_api.scoring.encode import EncodedText
-from fedbpt_api.scoring.journal import Answer, Ids, Journal
+from fedbpt_api.scoring.encode import EncodedText, Ids
+from fedbpt_api.scoring.journal import Answer, Journal, Question
 
-Question = tuple[str, Ids | int]  # the named words, or how many words a list has
 Key = tuple[Question, Ids, EncodedText]
 _CHUNK = 32  # pairs a request to the backend: small enough to stop soon, large enough to keep it busy
 

@@ -43,7 +43,10 @@ def word_sums(lists: Sequence[Mapping[int, float]]) -> Pairs:
     if not probable:
         return ()
     tokens = [token for token, _ in probable]
-    rows = np.array([[words.get(token, floor) for token in tokens] for words, floor in _floored(kept)])
+    floors = [min(words.values()) for words in kept]
+    rows = np.array(
+        [[w.get(token, floor) for token in tokens] for w, floor in zip(kept, floors, strict=True)]
+    )
     sums = ((rows - rows.mean(axis=0)) ** 2).sum(axis=0) + _TIE * np.array([mass[token] for token in tokens])
     pairs = [(token, float(np.float32(value))) for token, value in zip(tokens, sums, strict=True)]
     return tuple(sorted(pairs, key=_largest)[:MAX_PAIRS])
@@ -79,11 +82,6 @@ def label_groups(label_words: Sequence[Sequence[object]]) -> tuple[tuple[int, ..
         groups.append(tuple(range(begin, begin + len(words))))
         begin += len(words)
     return tuple(groups)
-
-
-def _floored(lists: Iterable[Mapping[int, float]]) -> Iterable[tuple[Mapping[int, float], float]]:
-    """Each list with its smallest log-probability."""
-    return ((words, min(words.values())) for words in lists)
 
 
 def _largest(pair: tuple[int, float]) -> tuple[float, int]:

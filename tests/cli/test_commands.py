@@ -17,15 +17,8 @@ from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.scoring.backend import Prompt, Scores
 from toy import ToyBackend, Toys, make_examples, make_task
-from toy_runs import fedbpt, write_config
+from toy_runs import METHODS, fedbpt, write_config
 
-METHODS = (
-    "Starting prompt",
-    "Starting prompt + bias",
-    "Starting prompt + weighted",
-    "Tuned prompt",
-    "Majority label",
-)
 FEDBPT = Path(sys.executable).with_name("fedbpt")
 
 

@@ -12,15 +12,7 @@ from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.config import load_settings, load_task
 from fedbpt_api.task import Example, Task
 from toy import ToyBackend, Toys, make_examples
-from toy_runs import fedbpt, texts_of
-
-METHODS = (
-    "Starting prompt",
-    "Starting prompt + bias",
-    "Starting prompt + weighted",
-    "Tuned prompt",
-    "Majority label",
-)
+from toy_runs import METHODS, fedbpt, texts_of
 
 
 def test_eval_prints_accuracy_interval_f1_and_the_confusion_matrix(finished: Path) -> None:
