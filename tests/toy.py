@@ -115,6 +115,10 @@ class ToyBackend:
         return BackendInfo("toy", "toy", f"toy-{self.seed}", self.context, details={"way": "toy"})
 
     @property
+    def notice(self) -> str:
+        return ""
+
+    @property
     def scored(self) -> int:
         """(ids, words) pairs answered by `score` so far."""
         return self.answered.total()

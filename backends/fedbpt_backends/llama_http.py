@@ -8,67 +8,75 @@ side, one a slot; a server that batches them is free to differ in the last digit
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import httpx
 import numpy as np
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_api.scoring.backend import BackendInfo, Prompt, Scores, TokenTable, Usage
+from fedbpt_backends.http_json import Http, expected
+from fedbpt_backends.pacing import Pacer
 
 _BIAS = 50.0  # lifts words as unlikely as e^-50 above every other token, and keeps 6 digits in float32
-_ATTEMPTS = 5
+_SHAPE_ERRORS = (AttributeError, KeyError, IndexError, TypeError, ValueError)
 
 
 class LlamaServer:
     """A llama.cpp server that somebody else runs."""
 
-    def __init__(self, client: httpx.AsyncClient, info: BackendInfo, slots: int) -> None:
-        self._client = client
+    def __init__(self, http: Http, info: BackendInfo) -> None:
+        self._http = http
         self._info = info
-        self._gate = asyncio.Semaphore(slots)
 
     @classmethod
-    async def connect(cls, base_url: str, context: int) -> LlamaServer:
+    async def connect(cls, base_url: str, context: int, timeout: float = 300.0) -> LlamaServer:
+        pacer = Pacer(1, 1)
+        http = Http(base_url, pacer, timeout=timeout)
         try:
-            client = httpx.AsyncClient(base_url=base_url, timeout=httpx.Timeout(300.0, connect=10.0))
-        except (httpx.InvalidURL, ValueError) as error:
-            raise ConfigError(f"backend.base_url: {base_url!r} is not an address: {error}") from error
-        try:
-            props = await _call(client, "GET", "/props", None)
-            with _as_expected(base_url):
+            props = await http.get("/props")
+            try:
                 settings = props.get("default_generation_settings", {})
                 model = str(props.get("model_path") or props.get("model_alias") or "unknown")
                 window = int(settings.get("n_ctx") or context)
                 slots = int(props.get("total_slots") or 1)
+            except _SHAPE_ERRORS as error:
+                raise expected(f"{http.base_url}/props", error) from error
         except BaseException:
-            await client.aclose()
+            await http.aclose()
             raise
+        http.pacer = Pacer(slots, slots)
         build = str(props.get("build_info", ""))
         identity = hashlib.sha256(f"{build} {model}".encode()).hexdigest()[:16]
         details = {"build": build, "url": base_url, "way": "equal bias"}
         name = model.rsplit("/", 1)[-1]
-        info = BackendInfo("llamacpp", name, identity, min(context, window), 128, details)
-        return cls(client, info, slots)
+        info = BackendInfo(
+            "llamacpp", name, identity, min(context, window), 128, details, batch=slots, parallel=2
+        )
+        return cls(http, info)
 
     @property
     def info(self) -> BackendInfo:
         return self._info
 
+    @property
+    def notice(self) -> str:
+        return self._http.pacer.notice
+
     async def tokenize(self, text: str) -> tuple[int, ...]:
         body = {"content": text, "add_special": False, "parse_special": False}
-        answer = await _call(self._client, "POST", "/tokenize", body)
-        with _as_expected(self._client.base_url):
+        answer = await self._http.post("/tokenize", body)
+        try:
             return tuple(int(token) for token in answer["tokens"])
+        except _SHAPE_ERRORS as error:
+            raise expected(f"{self._http.base_url}/tokenize", error) from error
 
     async def detokenize(self, ids: Sequence[int]) -> str:
-        answer = await _call(self._client, "POST", "/detokenize", {"tokens": list(ids)})
-        with _as_expected(self._client.base_url):
+        answer = await self._http.post("/detokenize", {"tokens": list(ids)})
+        try:
             return str(answer["content"])
+        except _SHAPE_ERRORS as error:
+            raise expected(f"{self._http.base_url}/detokenize", error) from error
 
     async def score(self, prompts: Sequence[Prompt], words: Sequence[int]) -> Scores:
         body = {
@@ -79,8 +87,10 @@ class LlamaServer:
             "temperature": 1.0,
         }
         answers = await self._complete(prompts, body)
-        with _as_expected(self._client.base_url):
+        try:
             rows = np.array([_row(answer, words) for answer, _ in answers])
+        except _SHAPE_ERRORS as error:
+            raise expected(f"{self._http.base_url}/completion", error) from error
         exact = rows > -np.inf
         rows = np.where(exact, rows, np.log(np.finfo(np.float32).tiny))
         rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
@@ -89,18 +99,20 @@ class LlamaServer:
 
     async def top_words(self, prompts: Sequence[Prompt], k: int) -> tuple[list[dict[int, float]], Usage]:
         answers = await self._complete(prompts, {"n_probs": k, "temperature": 0.0})
-        with _as_expected(self._client.base_url):
+        try:
             lists = [
                 {int(t["id"]): float(t["logprob"]) for t in a["completion_probabilities"][0]["top_logprobs"]}
                 for a, _ in answers
             ]
+        except _SHAPE_ERRORS as error:
+            raise expected(f"{self._http.base_url}/completion", error) from error
         return lists, sum((used for _, used in answers), Usage())
 
     async def token_table(self) -> TokenTable | None:
         return None
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        await self._http.aclose()
 
     async def _complete(
         self, prompts: Sequence[Prompt], extra: dict[str, Any]
@@ -108,12 +120,13 @@ class LlamaServer:
         async def one(prompt: Prompt) -> tuple[dict[str, Any], Usage]:
             body = {"prompt": list(prompt.ids), "n_predict": 1, "cache_prompt": True, **extra}
             body["response_fields"] = ["completion_probabilities", "tokens_cached", "timings"]
-            async with self._gate:
-                answer = await _call(self._client, "POST", "/completion", body)
-            with _as_expected(self._client.base_url):
+            answer = await self._http.post("/completion", body)
+            try:
                 if not answer.get("completion_probabilities"):
                     raise KeyError("completion_probabilities")
                 evaluated = int(answer.get("timings", {}).get("prompt_n", len(prompt.ids)))
+            except _SHAPE_ERRORS as error:
+                raise expected(f"{self._http.base_url}/completion", error) from error
             return answer, Usage(1, len(prompt.ids), max(len(prompt.ids) - evaluated, 0), 1)
 
         try:
@@ -128,49 +141,3 @@ def _row(answer: dict[str, Any], words: Sequence[int]) -> list[float]:
     found = {t["id"]: t["prob"] for t in answer["completion_probabilities"][0]["top_probs"]}
     with np.errstate(divide="ignore"):
         return [float(np.log(found.get(word, 0.0))) for word in words]
-
-
-@contextlib.contextmanager
-def _as_expected(url: object) -> Iterator[None]:
-    """An answer of another form is the server's error, not ours."""
-    try:
-        yield
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise BackendError(
-            f"{url} gave an answer of an unknown form ({type(error).__name__}: {error})",
-            "is it a llama.cpp server, and a recent one?",
-        ) from error
-
-
-def _may_succeed(error: BaseException) -> bool:
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code in (408, 429, 500, 502, 503, 504)
-    return isinstance(error, httpx.TransportError)
-
-
-async def _call(client: httpx.AsyncClient, method: str, path: str, body: Any) -> dict[str, Any]:
-    try:
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception(_may_succeed),
-            stop=stop_after_attempt(_ATTEMPTS),
-            wait=wait_random_exponential(multiplier=0.5, max=10),
-            reraise=True,
-        ):
-            with attempt:
-                response = await client.request(method, path, json=body)
-                response.raise_for_status()
-                answer = response.json()
-                if not isinstance(answer, dict):
-                    raise ValueError(f"expected a JSON object, got {str(answer)[:100]}")
-                return answer
-    except httpx.HTTPStatusError as error:
-        text = error.response.text[:300]
-        raise BackendError(
-            f"{client.base_url}{path} answered {error.response.status_code}: {text}"
-        ) from error
-    except (httpx.TransportError, ValueError) as error:
-        raise BackendError(
-            f"no usable answer from {client.base_url}: {error or type(error).__name__}",
-            "is the llama.cpp server running there?",
-        ) from error
-    raise BackendError(f"no answer from {client.base_url}")

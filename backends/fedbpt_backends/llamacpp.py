@@ -104,6 +104,10 @@ class EmbeddedLlama:
             raise BackendError("the embedded model is not open")
         return self._info
 
+    @property
+    def notice(self) -> str:
+        return ""
+
     async def tokenize(self, text: str) -> tuple[int, ...]:
         return self._open.tokenize(text)
 

@@ -7,6 +7,7 @@ A backend turns token-id prompts into log-probabilities of named next tokens. No
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -44,12 +45,48 @@ class Usage:
         )
 
 
+class Soft:
+    """A continuous prompt: vectors that stand where the embeddings of token ids would. Never changes.
+
+    Args:
+        vectors: Shape [L, D], D the width of the model's embeddings; kept as float32.
+    """
+
+    __slots__ = ("digest", "vectors")
+
+    def __init__(self, vectors: npt.NDArray[np.floating]) -> None:
+        self.vectors: npt.NDArray[np.float32] = np.array(vectors, dtype=np.float32)
+        self.vectors.setflags(write=False)
+        self.digest = hashlib.blake2b(self.vectors.tobytes(), digest_size=16).digest()
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Soft) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids of one input; the first `shared` of them will come back in other inputs."""
+    """One input: token ids, with a continuous prompt among them where there is one.
+
+    Attributes:
+        ids: Token ids.
+        shared: How many of the first tokens will come back in other inputs.
+        soft: Vectors that stand before the id at the place `at`.
+        at: That place.
+    """
 
     ids: tuple[int, ...]
     shared: int = 0
+    soft: Soft | None = None
+    at: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids) + (len(self.soft) if self.soft is not None else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +108,20 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
-    """Who answers: enough to tell two models or servers apart, and what they can take."""
+    """Who answers: enough to tell two models or servers apart, and what they can take.
+
+    Attributes:
+        kind: Name of the backend.
+        model: Name of the model.
+        fingerprint: Changes where scores may: another model, version or precision.
+        context: Longest input in tokens.
+        max_words: Most words that can be named in a question.
+        details: More facts for the run folder, such as the way of scoring.
+        batch: Inputs that one call of `score` should bring.
+        parallel: Calls that one client should have under way.
+        soft: Whether inputs may hold a continuous prompt.
+        noise: Standard deviation of a log-probability when the same is asked again, in nats.
+    """
 
     kind: str
     model: str
@@ -79,6 +129,10 @@ class BackendInfo:
     context: int
     max_words: int = 128
     details: dict[str, str] = field(default_factory=dict)
+    batch: int = 32
+    parallel: int = 1
+    soft: bool = False
+    noise: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +148,10 @@ class Backend(Protocol):
 
     @property
     def info(self) -> BackendInfo: ...
+
+    @property
+    def notice(self) -> str:
+        """What slows the server down just now, for people; empty while all is well."""
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
         """Token ids of `text`, without special tokens."""

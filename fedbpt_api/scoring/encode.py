@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedbpt_api.errors import ConfigError
-from fedbpt_api.scoring.backend import Backend, Prompt
+from fedbpt_api.scoring.backend import Backend, Prompt, Soft
 from fedbpt_api.scoring.losses import Labels
 from fedbpt_api.task import Example, LabelWords, Template
 
 Ids = tuple[int, ...]
+AnyPrompt = Ids | Soft  # as token ids, or as vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,16 @@ class EncodedText:
     text: tuple[int, ...] = ()
     example_first: bool = False
 
-    def with_prompt(self, prompt: Ids) -> Prompt:
+    def __len__(self) -> int:
+        """Tokens without a prompt."""
+        return len(self.before) + len(self.after)
+
+    def with_prompt(self, prompt: AnyPrompt) -> Prompt:
         """The whole input; shared with other inputs is its part up to the prompt's end, or the example."""
-        shared = len(self.before) if self.example_first else len(self.before) + len(prompt)
+        at = len(self.before)
+        shared = at if self.example_first else at + len(prompt)
+        if isinstance(prompt, Soft):
+            return Prompt(self.before + self.after, shared, prompt, at)
         return Prompt(self.before + prompt + self.after, shared)
 
     def perturbed(self, rate: float, vocabulary: int, rng: np.random.Generator) -> EncodedText:
@@ -134,4 +142,4 @@ async def label_tokens(backend: Backend, label_words: LabelWords) -> tuple[Ids, 
 
 def longest(sets: Sequence[Sequence[EncodedText]]) -> int:
     """Tokens of the longest input without its prompt."""
-    return max((len(t.before) + len(t.after) for texts in sets for t in texts), default=0)
+    return max((len(text) for texts in sets for text in texts), default=0)

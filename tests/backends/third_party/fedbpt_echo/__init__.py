@@ -28,6 +28,10 @@ class Echo:
     def info(self) -> BackendInfo:
         return BackendInfo("echo", "echo", f"echo-{self._strength}", context=4096)
 
+    @property
+    def notice(self) -> str:
+        return ""
+
     async def tokenize(self, text: str) -> tuple[int, ...]:
         return tuple(map(ord, text))
 
