@@ -7,6 +7,7 @@ wrote without seeing a text.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,12 +18,12 @@ from fedbpt_api.aggregate import Update
 from fedbpt_api.errors import BackendError
 from fedbpt_api.federation.messages import Broadcast
 from fedbpt_api.prompts.codebook import distinct_share
-from fedbpt_api.prompts.space import Ids, PromptSpace
+from fedbpt_api.prompts.space import AnyPrompt, Ids, PromptSpace
 from fedbpt_api.prompts.written import CHOICES, SHORTEST, Job, Line, write_line
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import EncodedSet, EncodedText
-from fedbpt_api.scoring.losses import Loss
+from fedbpt_api.scoring.losses import Labels, Loss
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.search import cma_es
 from fedbpt_api.verbalizer import ClientFit, Verbalizer, word_sums
@@ -56,7 +57,7 @@ class Plan:
 class Reference:
     """The prompt that the search's verbalizer was fitted for; candidates are compared with it."""
 
-    prompt: Ids
+    prompt: AnyPrompt
     verbalizer: Verbalizer
 
 
@@ -160,7 +161,9 @@ class Client:
         shares = judge.verbalizer.probabilities(await self.scorer.score(judge.prompt, read))
         return Line(job.label, ids, float(np.log(shares[0, job.label])))
 
-    async def fit(self, prompt: Ids, groups: Sequence[Sequence[int]], *, with_dev: bool = False) -> ClientFit:
+    async def fit(
+        self, prompt: AnyPrompt, groups: Sequence[Sequence[int]], *, with_dev: bool = False
+    ) -> ClientFit:
         """This client's side of a verbalizer's fit for `prompt`: answers messages, scores nothing more."""
         texts, labels = self._train.texts, self._train.labels
         if with_dev:
@@ -169,7 +172,7 @@ class Client:
         return ClientFit(self.name, logprobs, labels, groups, seed=(self._seed, self._key))
 
     async def evaluate(
-        self, prompt: Ids, verbalizer: Verbalizer, part: Literal["train", "dev"] = "dev"
+        self, prompt: AnyPrompt, verbalizer: Verbalizer, part: Literal["train", "dev"] = "dev"
     ) -> Sums:
         """Sums of cross-entropy and correct answers over the development (or training) texts."""
         texts = self._dev if part == "dev" else self._train
@@ -193,33 +196,28 @@ class Client:
         key = (self._seed, broadcast.round, self._key)
         state = cma_es.start(broadcast.mean, broadcast.sigma, (*key, _PURPOSE_SEARCH), plan.population)
         before = self.scorer.budget.spent.scored
-        prompts: list[Ids] = []
+        prompts: list[AnyPrompt] = []
         best, best_loss = np.array(broadcast.mean), np.inf
         spent: BudgetSpent | None = None
         perturbed = self._perturbed(plan, key)
         for iteration in range(plan.iterations):
             batch = self._batch(plan, (*key, iteration))
-            losses: list[float] = []
-            for z in cma_es.ask(state):
-                prompts.append(space.decode(z))
-                try:
-                    losses.append(await self._loss(prompts[-1], batch, perturbed, plan, reference))
-                except BudgetSpent as end:
-                    spent = end
-                    break
-                if losses[-1] < best_loss:
-                    best, best_loss = z, losses[-1]
+            points = cma_es.ask(state)
+            candidates = [space.decode(z) for z in points]
+            prompts += candidates
+            losses, spent = await self._generation(candidates, batch, perturbed, plan, reference)
+            for z, loss in zip(points, losses, strict=False):
+                if loss < best_loss:
+                    best, best_loss = z, loss
             state = cma_es.tell(state, losses)
             if spent:
                 break
         mean, _ = cma_es.center(state)
         loss = best_loss
         if not spent:
-            try:
-                batch = self._batch(plan, (*key, plan.iterations))
-                loss = await self._loss(space.decode(mean), batch, perturbed, plan, reference)
-            except BudgetSpent as end:
-                spent = end
+            batch = self._batch(plan, (*key, plan.iterations))
+            losses, spent = await self._generation([space.decode(mean)], batch, perturbed, plan, reference)
+            loss = losses[0] if losses else best_loss
         steps = cma_es.step_sizes(state)
         if spent and spent.own and not steps:
             raise spent
@@ -236,29 +234,72 @@ class Client:
         ended = spent is not None and not spent.own
         return Searched(update, best, distinct_share(prompts), ended, bool(steps))
 
-    async def _loss(
+    async def _generation(
         self,
-        prompt: Ids,
+        candidates: Sequence[AnyPrompt],
         batch: Sequence[int],
         perturbed: tuple[EncodedText, ...] | None,
         plan: Plan,
         reference: Reference,
+    ) -> tuple[list[float], BudgetSpent | None]:
+        """Losses of candidates, scored side by side so that the server is kept busy.
+
+        They take from the budget in their order: where it ends, the losses of those before are given.
+        """
+        try:
+            anchor = await self._anchor(batch, reference)
+        except BudgetSpent as end:
+            return [], end
+        found = await asyncio.gather(
+            *(self._loss(prompt, batch, perturbed, plan, reference, anchor) for prompt in candidates),
+            return_exceptions=True,
+        )
+        losses: list[float] = []
+        for loss in found:
+            if isinstance(loss, BudgetSpent):
+                return losses, loss
+            if isinstance(loss, BaseException):
+                raise loss
+            losses.append(loss)
+        return losses, None
+
+    async def _anchor(self, batch: Sequence[int], reference: Reference) -> Floats | None:
+        """Mean of the reference prompt's rows; see `_losses`."""
+        if reference.verbalizer.kind == "words":
+            return None
+        rows = await self.scorer.score(reference.prompt, [self._train.texts[i] for i in batch])
+        mean: Floats = rows.mean(axis=0)
+        return mean
+
+    async def _loss(
+        self,
+        prompt: AnyPrompt,
+        batch: Sequence[int],
+        perturbed: tuple[EncodedText, ...] | None,
+        plan: Plan,
+        reference: Reference,
+        anchor: Floats | None,
     ) -> float:
         """The search's fitness of a prompt: mean loss, or FedBPT's equation 7 (mean of ratios)."""
-        texts = [self._train.texts[i] for i in batch]
-        losses = await self._losses(prompt, texts, batch, plan, reference)
-        if perturbed is None:
+        sets = [[self._train.texts[i] for i in batch]]
+        if perturbed is not None:
+            sets.append([perturbed[i] for i in batch])
+        labels = self._train.labels[list(batch)]
+        losses, *clouded = await asyncio.gather(
+            *(self._losses(prompt, texts, labels, plan, reference, anchor) for texts in sets)
+        )
+        if not clouded:
             return float(losses.mean())
-        clouded = await self._losses(prompt, [perturbed[i] for i in batch], batch, plan, reference)
-        return float((losses / np.maximum(clouded, 1e-6)).mean())
+        return float((losses / np.maximum(clouded[0], 1e-6)).mean())
 
     async def _losses(
         self,
-        prompt: Ids,
+        prompt: AnyPrompt,
         texts: Sequence[EncodedText],
-        batch: Sequence[int],
+        labels: Labels,
         plan: Plan,
         reference: Reference,
+        anchor: Floats | None,
     ) -> Floats:
         """Losses of texts under the reference's verbalizer, after moving their mean to the reference's.
 
@@ -268,10 +309,8 @@ class Client:
         With label words alone nothing is refitted, and the plain loss stands.
         """
         rows = await self.scorer.score(prompt, texts)
-        labels = self._train.labels[list(batch)]
-        if reference.verbalizer.kind != "words":
-            anchor = await self.scorer.score(reference.prompt, [self._train.texts[i] for i in batch])
-            rows = rows - rows.mean(axis=0) + anchor.mean(axis=0)
+        if anchor is not None:
+            rows = rows - rows.mean(axis=0) + anchor
         return plan.loss(reference.verbalizer.logits(rows), labels)
 
     def _batch(self, plan: Plan, key: tuple[int, ...]) -> list[int]:

@@ -21,7 +21,7 @@ import orjson
 from scipy.spatial import cKDTree
 
 from fedbpt_api.errors import ConfigError
-from fedbpt_api.prompts.space import Ids
+from fedbpt_api.prompts.space import AnyPrompt, Ids
 from fedbpt_api.scoring.backend import Backend, Floats, TokenTable
 
 _CLEAN = re.compile(r" [A-Za-z]?[a-z]{2,}")
@@ -225,6 +225,6 @@ async def _whole_words(backend: Backend, codebook: Codebook, text: Ids) -> list[
     return found
 
 
-def distinct_share(prompts: Sequence[Ids]) -> float:
+def distinct_share(prompts: Sequence[AnyPrompt]) -> float:
     """Share of different prompts in a generation; a space that yields few is broken."""
     return len(set(prompts)) / len(prompts) if prompts else 1.0

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.scoring.encode import AnyPrompt, Ids
 
-Ids = tuple[int, ...]
+__all__ = ["AnyPrompt", "Ids", "PromptSpace"]
 
 
 class PromptSpace(Protocol):
@@ -20,5 +21,5 @@ class PromptSpace(Protocol):
     def identity(self) -> dict[str, object]:
         """What another machine needs to know to have the same space: plain JSON values."""
 
-    def decode(self, z: Floats) -> Ids:
-        """Token ids of the prompt at z [d]; z = 0 is the prompt that the search starts from."""
+    def decode(self, z: Floats) -> AnyPrompt:
+        """The prompt at z [d]; z = 0 is the prompt that the search starts from."""

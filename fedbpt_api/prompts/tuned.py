@@ -10,8 +10,10 @@ from typing import Any
 
 import orjson
 
-from fedbpt_api.errors import FedbptError, RunFolderError
-from fedbpt_api.prompts.space import Ids
+from fedbpt_api.errors import ConfigError, FedbptError, RunFolderError
+from fedbpt_api.prompts.soft import rebuild
+from fedbpt_api.prompts.space import AnyPrompt, Ids
+from fedbpt_api.scoring.backend import Backend
 from fedbpt_api.task import LabelWords, Template
 from fedbpt_api.verbalizer import Verbalizer
 
@@ -33,6 +35,8 @@ class TunedPrompt:
         model: Kind, name and fingerprint of the backend it was tuned on.
         space: Identity of the prompt space (codebook, positions), or empty for a prompt given by hand.
         scores: What it reached, such as {"dev_loss": 0.71, "dev_accuracy": 0.7}.
+        fallback: Label words with a bias, for servers that do not answer for all words.
+        soft: For a continuous prompt, z and how A is drawn; `ids` are those that it started from.
     """
 
     text: str
@@ -44,6 +48,8 @@ class TunedPrompt:
     model: Mapping[str, str]
     space: Mapping[str, object]
     scores: Mapping[str, float]
+    fallback: Verbalizer | None = None
+    soft: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -56,7 +62,32 @@ class TunedPrompt:
             "space": dict(self.space),
             "words": list(self.word_texts),
             "verbalizer": self.verbalizer.to_dict(),
+            "fallback": self.fallback.to_dict() if self.fallback else None,
+            "soft": dict(self.soft) if self.soft else None,
         }
+
+    async def on(self, backend: Backend) -> AnyPrompt:
+        """The prompt as that model takes it: its token ids, or its vectors.
+
+        Raises:
+            ConfigError: It is a continuous prompt, and the backend takes none or has other embeddings.
+        """
+        if self.soft is None:
+            return self.ids
+        table = await backend.token_table() if backend.info.soft else None
+        if table is None:
+            raise ConfigError(
+                f"this prompt is continuous, and {backend.info.model} takes no vectors",
+                "ask a vLLM that was started with --enable-prompt-embeds, and name the model's folder in "
+                "backend.weights",
+            )
+        try:
+            return rebuild(self.ids, self.soft, table)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"this prompt was made for embeddings of another shape ({type(error).__name__}: {error})",
+                f"use the model it was tuned on: {self.model['name']}",
+            ) from error
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TunedPrompt:
@@ -80,6 +111,8 @@ class TunedPrompt:
                 model={str(k): str(v) for k, v in data["model"].items()},
                 space=dict(data["space"]),
                 scores={str(k): float(v) for k, v in data["scores"].items()},
+                fallback=Verbalizer.from_dict(data["fallback"]) if data.get("fallback") else None,
+                soft=dict(data["soft"]) if data.get("soft") else None,
             )
             prompt._check()
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, FedbptError) as error:
@@ -93,6 +126,7 @@ class TunedPrompt:
         fits = {
             "labels and their groups": len(self.label_words.labels) == len(self.verbalizer.groups) >= 2,
             "words and their texts": len(self.word_texts) == len(self.verbalizer.words),
+            "fallback": self.fallback is None or len(self.fallback.groups) == len(self.verbalizer.groups),
             "token ids": all(0 <= i < 2**31 for i in (*self.ids, *self.verbalizer.words)),
             "model": {"kind", "name", "fingerprint"} <= set(self.model),
             "scores": all(math.isfinite(score) for score in self.scores.values()),

@@ -11,11 +11,13 @@ from typing import TypeVar
 from fedbpt_api.errors import FedbptError
 from fedbpt_api.federation.client import Client, Sums
 from fedbpt_api.federation.runtime import Answers, ask_all, need_quorum
-from fedbpt_api.prompts.space import Ids
+from fedbpt_api.prompts.space import AnyPrompt
+from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.testing import Contestant
+from fedbpt_api.scoring.backend import Floats, Soft
 from fedbpt_api.verbalizer import ClientFit, FitReport, Kind, Verbalizer, fit_over_clients
 
 R = TypeVar("R")
@@ -28,21 +30,23 @@ class Assessment:
     """A prompt with its fitted verbalizer and what it reached on texts that the fit did not see.
 
     Attributes:
-        ids: The prompt's token ids.
-        text: The prompt.
+        prompt: The prompt: token ids, or vectors.
+        text: The prompt as text; of a continuous one, the text that its vectors started from.
         verbalizer: Fitted on the training texts of all clients that answered.
         train: For each client the cross-entropy of its training texts, held out by cross-validation.
         dev: For each client the sums over its development texts; empty where the training texts alone
             ruled the prompt out.
         floor: `train` of the centre that the prompt was searched from; empty where it was not.
+        z: Where a continuous prompt lies in its space.
     """
 
-    ids: Ids
+    prompt: AnyPrompt
     text: str
     verbalizer: Verbalizer
     train: Mapping[str, Sums]
     dev: Mapping[str, Sums]
     floor: Mapping[str, Sums]
+    z: Floats | None = None
 
     @property
     def clients(self) -> frozenset[str]:
@@ -105,7 +109,7 @@ class Assessor:
     parties: Parties
     settings: Settings
     tell: Callable[[Event], None]
-    known: dict[Ids, Assessment] = field(default_factory=dict)
+    known: dict[AnyPrompt, Assessment] = field(default_factory=dict)
     centre: Assessment | None = None
 
     def best(self) -> Assessment:
@@ -124,26 +128,29 @@ class Assessor:
             )
         return reduce(lambda best, new: new if new.beats(best) else best, self.known.values())
 
-    async def assess(self, ids: Ids, origin: str) -> Assessment:
+    async def assess(self, prompt: AnyPrompt, origin: str, z: Floats | None = None) -> Assessment:
         """Score a prompt on all training and development texts and fit its verbalizer.
 
         Raises:
             BudgetSpent: It does not fit into the budget.
             QuorumError: Too few clients answered.
         """
-        if ids in self.known:
-            return self.known[ids]
+        if prompt in self.known:
+            return self.known[prompt]
         parties = self.parties
-        fits = await self._fits(ids)
+        fits = await self._fits(prompt)
         verbalizer, report = await self._fit(list(fits.got.values()), self.settings.verbalizer.kind)
         train = {name: Sums(n, loss) for name, (n, loss) in report.held_out.items()}
         sums: Answers[Sums] = Answers()
         if self._promising(train):
-            sums = await self.ask(lambda c: c.evaluate(ids, verbalizer), train)
-        text = await parties.backend.detokenize(ids)
+            sums = await self.ask(lambda c: c.evaluate(prompt, verbalizer), train)
+        if isinstance(prompt, Soft):
+            text = self.centre.text if self.centre else ""
+        else:
+            text, z = await parties.backend.detokenize(prompt), None
         floor = self.centre.train if self.centre else {}
-        assessment = Assessment(ids, text, verbalizer, train, dict(sums.got), floor)
-        self.known[ids] = assessment
+        assessment = Assessment(prompt, text, verbalizer, train, dict(sums.got), floor, z)
+        self.known[prompt] = assessment
         a, dev, chosen = assessment, assessment.dev_sums, self.best() is assessment
         self.tell(Assessed(a.text, origin, a.train_loss, a.loss, dev.mean_loss, dev.accuracy, chosen))
         return assessment
@@ -162,17 +169,41 @@ class Assessor:
         new, old = _total(train, common), _total(rival.train, common)
         return not new.n or new.mean_loss < old.mean_loss + slack / math.sqrt(new.n)
 
-    async def refit(self, chosen: Assessment) -> Verbalizer:
+    async def refit(self, chosen: Assessment, kind: Kind | None = None) -> Verbalizer:
         """The verbalizer for a prompt that has been chosen: development texts may train it now.
 
         No call is needed: their scores are paid for.
         """
-        if not chosen.dev_sums.n:
+        dev = bool(chosen.dev_sums.n)
+        if kind is None and not dev:
             return chosen.verbalizer
-        groups = self.parties.groups
-        fits = await self.ask(lambda client: client.fit(chosen.ids, groups, with_dev=True), chosen.clients)
-        verbalizer, _ = await self._fit(list(fits.got.values()), self.settings.verbalizer.kind)
+        groups, names = self.parties.groups, chosen.clients if dev else chosen.train
+        fits = await self.ask(lambda client: client.fit(chosen.prompt, groups, with_dev=dev), names)
+        verbalizer, _ = await self._fit(list(fits.got.values()), kind or self.settings.verbalizer.kind)
         return verbalizer
+
+    def artefact(
+        self, best: Assessment, space: Mapping[str, object], fallback: Verbalizer | None
+    ) -> TunedPrompt:
+        """The prompt as the file that `predict` and `eval` work from."""
+        parties, info = self.parties, self.parties.info
+        ids, soft = best.prompt, None
+        if isinstance(ids, Soft):
+            assert self.centre is not None and isinstance(self.centre.prompt, tuple) and best.z is not None
+            ids, soft = self.centre.prompt, {**space, "z": best.z.tolist()}
+        return TunedPrompt(
+            text=best.text,
+            ids=ids,
+            template=parties.task.template,
+            label_words=parties.task.label_words,
+            word_texts=tuple(parties.word_texts.get(token, "") for token in best.verbalizer.words),
+            verbalizer=best.verbalizer,
+            model={"kind": info.kind, "name": info.model, "fingerprint": info.fingerprint},
+            space=space,
+            scores=best.scores,
+            fallback=fallback,
+            soft=soft,
+        )
 
     async def contestants(self, tuned: Verbalizer) -> list[Contestant]:
         """Rows of the test: each compared prompt plain, with bias and weighted; then the tuned one.
@@ -200,7 +231,7 @@ class Assessor:
             ]
             if number == 1 and judged.dev_sums.n:
                 rows.append(Contestant(f"{name}+weighted+dev", ids, await self.refit(judged)))
-        return [*rows, Contestant("tuned", self.best().ids, tuned)]
+        return [*rows, Contestant("tuned", self.best().prompt, tuned)]
 
     @property
     def cost(self) -> int:
@@ -217,9 +248,9 @@ class Assessor:
         need_quorum(answers, len(clients), federation.quorum)
         return answers
 
-    async def _fits(self, ids: Ids, names: Collection[str] | None = None) -> Answers[ClientFit]:
+    async def _fits(self, prompt: AnyPrompt, names: Collection[str] | None = None) -> Answers[ClientFit]:
         """The clients' sides of a fit for a prompt."""
-        return await self.ask(lambda client: client.fit(ids, self.parties.groups), names)
+        return await self.ask(lambda client: client.fit(prompt, self.parties.groups), names)
 
     async def _fit(self, fits: Sequence[ClientFit], kind: Kind) -> tuple[Verbalizer, FitReport]:
         parties = self.parties

@@ -53,7 +53,7 @@ class Classifier:
         Raises:
             BackendError: It cannot be opened, or its vocabulary is not the one the prompt was tuned for.
         """
-        backend = await open_backend(kind or prompt.model["kind"], **options)
+        backend = await open_backend(kind or prompt.model["kind"], log_folder=None, **options)
         self = cls(prompt, backend)
         try:
             await self._check()
@@ -74,14 +74,15 @@ class Classifier:
         """Predictions in the order of the texts, as they come."""
         labels = self.prompt.label_words.labels
         encoder = Encoder(self.backend, self.prompt.template, self.prompt.label_words)
+        asked = await self.prompt.on(self.backend)
         for begin in range(0, len(examples), _CHUNK):
             texts = await encoder.texts(examples[begin : begin + _CHUNK])
-            prompts = [text.with_prompt(self.prompt.ids) for text in texts]
+            prompts = [text.with_prompt(asked) for text in texts]
             room = self.backend.info.context
             for number, prompt in enumerate(prompts, start=begin + 1):
-                if len(prompt.ids) > room:
+                if len(prompt) > room:
                     raise ConfigError(
-                        f"text {number} has {len(prompt.ids)} tokens with its prompt, the limit is {room}",
+                        f"text {number} has {len(prompt)} tokens with its prompt, the limit is {room}",
                         "shorten it, or raise backend.context",
                     )
             scores = await self.backend.score(prompts, self.prompt.verbalizer.words)

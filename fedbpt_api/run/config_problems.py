@@ -77,6 +77,10 @@ def cross_problems(values: Mapping[str, object]) -> Iterator[str]:
         budget.get(key) is None for key in ("scored", "tokens", "seconds")
     ):
         yield "budget: expected scored, tokens or seconds, got none; set at least one, such as scored = 4000"
+    search, prompts = values.get("search"), values.get("prompts")
+    soft = isinstance(search, Mapping) and search.get("space") == "soft"
+    if soft and isinstance(prompts, list | tuple) and not any(prompts):
+        yield "prompts: a search over vectors starts from a prompt's embeddings; give one that is not empty"
     yield from _name_problems(_sections(clients))
     yield from _template_problems(values)
     labels = values.get("labels")

@@ -10,13 +10,15 @@ All of them are assessed; they stay in the race to the end, and the best is the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 
 from fedbpt_api.federation.client import Reference
 from fedbpt_api.federation.runtime import ask_all
 from fedbpt_api.prompts.codebook import Codebook, CodebookSpace, demonstrations, drawn_texts, words_after
-from fedbpt_api.prompts.space import Ids
+from fedbpt_api.prompts.soft import SoftSpace
+from fedbpt_api.prompts.space import AnyPrompt, Ids, PromptSpace
 from fedbpt_api.prompts.written import Job, Line
 from fedbpt_api.run.assess import START, Assessment, Assessor
 from fedbpt_api.run.config import Settings
@@ -30,7 +32,7 @@ _WRITING = 0.06  # of the scored examples that writing lines may take
 _LINES, _LINE = 12, 14  # lines for a label at most, and what a line costs about
 
 
-async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessment, CodebookSpace]:
+async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessment, PromptSpace]:
     """Assess the starting prompts and choose the centre of the search, with the space around it.
 
     Raises:
@@ -40,7 +42,7 @@ async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessm
     prompts = list(dict.fromkeys(settings.prompts))
     for text in prompts:
         await assessor.assess(await backend.tokenize(text), START)
-    spaces: dict[Ids, CodebookSpace] = {}
+    spaces: dict[AnyPrompt, CodebookSpace] = {}
     shown = () if settings.search.form == "words" else await _shown(assessor)
     forced = settings.search.form == "demonstrations"
     if shown and (forced or _affords(assessor, _writing(assessor, len(shown)))):
@@ -60,9 +62,32 @@ async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessm
     best = assessor.best()
     if forced and spaces:
         best = min((assessor.known[ids] for ids in spaces), key=lambda a: (a.loss, a.train_loss))
-    if best.ids in spaces:
-        return best, spaces[best.ids]
+    if settings.search.space == "soft":
+        return await _vectors(assessor)
+    if best.prompt in spaces:
+        return best, spaces[best.prompt]
     return best, await words_after(backend, codebook, best.text, settings.search.positions)
+
+
+async def _vectors(assessor: Assessor) -> tuple[Assessment, PromptSpace]:
+    """The best prompt that has a token, and the space of continuous prompts around its embeddings."""
+    settings, backend = assessor.settings, assessor.parties.backend
+    table = await backend.token_table()
+    longer = [a for a in assessor.known.values() if len(a.prompt)]
+    best = reduce(lambda found, new: new if new.beats(found) else found, longer) if longer else None
+    if best is None:  # the budget ended before one with a token was judged
+        raise BudgetSpent("scored examples")
+    assert table is not None and isinstance(best.prompt, tuple)  # checked when the run was opened
+    search = settings.search
+    space = SoftSpace.around(
+        best.prompt,
+        table,
+        dimension=search.dimensions,
+        alpha=search.alpha,
+        sigma=search.sigma,
+        seed=settings.seed,
+    )
+    return best, space
 
 
 def _affords(assessor: Assessor, more: int = 0) -> bool:
@@ -99,7 +124,7 @@ async def _written(assessor: Assessor, shown: Sequence[tuple[Ids, Ids]]) -> list
         ids = await parties.backend.tokenize(lead) + before
         jobs += [Job(label, ids, before, after[:-1], (seed, label, number)) for number in range(each)]
     start = assessor.known[parties.start_ids]
-    judge = Reference(start.ids, start.verbalizer)
+    judge = Reference(start.prompt, start.verbalizer)
     dealt: dict[str, list[Job]] = {}
     for number, client in enumerate(parties.clients):
         own = client.scorer.budget.limits.scored

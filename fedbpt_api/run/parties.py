@@ -12,7 +12,6 @@ from pathlib import Path
 from fedbpt_api.errors import ConfigError
 from fedbpt_api.federation.client import Client
 from fedbpt_api.prompts.space import Ids
-from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.config import BackendSettings, BudgetSettings, Settings
 from fedbpt_api.run.events import Started
 from fedbpt_api.scoring.backend import Backend, BackendInfo
@@ -22,7 +21,6 @@ from fedbpt_api.scoring.journal import Journal, secret_of
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import Task, validate
-from fedbpt_api.verbalizer import Verbalizer
 
 _ROOM = 48  # tokens that a prompt may add to the longest starting prompt
 
@@ -91,27 +89,6 @@ class Parties:
         for token in self.words:
             self.word_texts[token] = await self.backend.detokenize([token])
 
-    def artefact(
-        self,
-        ids: Ids,
-        text: str,
-        verbalizer: Verbalizer,
-        space: Mapping[str, object],
-        scores: Mapping[str, float],
-    ) -> TunedPrompt:
-        """The prompt as the file that `predict` and `eval` work from."""
-        return TunedPrompt(
-            text=text,
-            ids=ids,
-            template=self.task.template,
-            label_words=self.task.label_words,
-            word_texts=tuple(self.word_texts.get(token, "") for token in verbalizer.words),
-            verbalizer=verbalizer,
-            model={"kind": self.info.kind, "name": self.info.model, "fingerprint": self.info.fingerprint},
-            space=space,
-            scores=scores,
-        )
-
     async def aclose(self) -> None:
         """Give up on what is under way and close everything."""
         for client in self.clients:
@@ -141,7 +118,8 @@ async def open_parties(
     warnings = validate(task)
     backends: list[Backend] = []
     try:
-        backend = await _open(settings.backend, backends)
+        soft = settings.search.space == "soft"
+        backend = await _open(settings.backend, backends, folder, soft)
         tokens, groups = await label_tokens(backend, task.label_words)
         run_budget = Budget(_limits(settings.budget))
         prompts = {text: await backend.tokenize(text) for text in settings.prompts}
@@ -156,7 +134,7 @@ async def open_parties(
             mine = own.get(data.name)
             served = backend
             if mine is not None and mine.backend is not None:
-                served = await _open(mine.backend, backends)
+                served = await _open(mine.backend, backends, folder, soft)
                 if (await label_tokens(served, task.label_words))[0] != tokens:
                     problems.append(f"clients.{data.name}.backend: its model has another vocabulary")
             encoder = Encoder(served, task.template, task.label_words)
@@ -199,9 +177,17 @@ def versions(info: BackendInfo) -> dict[str, str]:
     return found | {f"backend {key}": value for key, value in info.details.items()}
 
 
-async def _open(settings: BackendSettings, backends: list[Backend]) -> Backend:
-    backend = await open_backend(settings.kind, **settings.options)
+async def _open(
+    settings: BackendSettings, backends: list[Backend], folder: Path | None, soft: bool
+) -> Backend:
+    backend = await open_backend(settings.kind, log_folder=folder, **settings.options)
     backends.append(backend)
+    if soft and not (backend.info.soft and await backend.token_table()):
+        raise ConfigError(
+            f"search.space: {backend.info.model} ({settings.kind}) takes no continuous prompts",
+            "use search.space = 'codebook', or a vLLM that was started with --enable-prompt-embeds and whose "
+            "model folder is named in backend.weights",
+        )
     return backend
 
 

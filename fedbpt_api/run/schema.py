@@ -98,10 +98,12 @@ class SearchSettings(Section):
     """How each client looks for a better prompt.
 
     Attributes:
-        space: The prompt space.
+        space: Words, "codebook"; or vectors, "soft", where the server takes them.
         form: Words after the prompt, words of examples that the model writes, or whichever does better.
         positions: Words of the prompt, L.
         coordinates: Principal coordinates of the embeddings for each word, k; the search has L k dimensions.
+        dimensions: Dimensions of a search over vectors, d.
+        alpha: Size of the first steps of a search over vectors, against an embedding.
         sigma: Initial step size.
         popsize: Candidates of a generation.
         iterations: Generations that a client runs in a round, I.
@@ -113,10 +115,12 @@ class SearchSettings(Section):
         minibatch: Training texts that a generation is scored on; all of them without it.
     """
 
-    space: Literal["codebook"] = "codebook"
+    space: Literal["codebook", "soft"] = "codebook"
     form: Literal["auto", "words", "demonstrations"] = "auto"
     positions: Positive = 4
     coordinates: Positive = 4
+    dimensions: Positive = 100
+    alpha: PositiveFloat = 1.0
     sigma: PositiveFloat = 1.0
     popsize: AtLeastTwo = 6
     iterations: Positive = 4

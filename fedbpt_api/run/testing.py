@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedbpt_api.errors import FedbptError
-from fedbpt_api.prompts.space import Ids
+from fedbpt_api.prompts.space import AnyPrompt
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.result import TestReport
 from fedbpt_api.run.stats import compare, majority_label
@@ -24,7 +24,7 @@ class Contestant:
     """A prompt with a verbalizer, under the name it has in the table."""
 
     method: str
-    prompt: Ids
+    prompt: AnyPrompt
     verbalizer: Verbalizer
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT
 from fedbpt_api.federation.client import Client, Plan, Reference, Sums
 from fedbpt_api.federation.runtime import Round, Rules, sample, search_round
-from fedbpt_api.prompts.codebook import CodebookSpace, codebook_for
+from fedbpt_api.prompts.codebook import codebook_for
+from fedbpt_api.prompts.space import PromptSpace
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.assess import Assessment, Assessor
 from fedbpt_api.run.config import Settings
@@ -32,7 +33,7 @@ from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.losses import named
 from fedbpt_api.scoring.scorer import Stopped
 from fedbpt_api.task import Task
-from fedbpt_api.verbalizer import WordSums, encode, merge_words
+from fedbpt_api.verbalizer import Verbalizer, WordSums, encode, merge_words
 
 Stop = Literal["budget", "rounds", "cap", "cancelled"]
 _MOST_IDLE = 20
@@ -66,7 +67,9 @@ class Tuner:
         self._phase = "opening"
         self._tested = (0, 0)
         self._assessor: Assessor | None = None
-        self._space: CodebookSpace | None = None
+        self._space: PromptSpace | None = None
+        self._vocabulary = 0
+        self._fallback: Verbalizer | None = None
         self._rounds: list[RoundRecord] = []
 
     def stop(self) -> None:
@@ -129,6 +132,7 @@ class Tuner:
         try:
             await self._choose_words(parties, assessor)
             codebook = await codebook_for(parties.backend, self.settings.search.coordinates)
+            self._vocabulary = max(codebook.tokens)
             self._phase = "starting prompts"
             centre, self._space = await choose_origin(assessor, codebook)
             assessor.centre = centre
@@ -156,7 +160,7 @@ class Tuner:
         await parties.name_words()
 
     async def _search(
-        self, parties: Parties, assessor: Assessor, space: CodebookSpace, centre: Assessment
+        self, parties: Parties, assessor: Assessor, space: PromptSpace, centre: Assessment
     ) -> Stop:
         """Rounds until the budget or the rounds end."""
         self._phase = "search"
@@ -169,9 +173,9 @@ class Tuner:
             minibatch=settings.minibatch,
             loss=named(settings.loss, settings.margin),
             perturb=settings.perturb,
-            vocabulary=max(space.codebook.tokens),
+            vocabulary=self._vocabulary,
         )
-        reference = Reference(centre.ids, centre.verbalizer)
+        reference = Reference(centre.prompt, centre.verbalizer)
         aggregator = self._aggregator()
         state = aggregator.initial(np.zeros(space.dimension), settings.sigma)
         idle = 0  # rounds in a row that found no prompt that is new
@@ -186,9 +190,9 @@ class Tuner:
             state = merged.state
             shown, ended = assessor.best(), merged.spent
             try:
-                shown = await assessor.assess(space.decode(state.mean), "merged mean")
-                for proposal in self._proposals(merged):
-                    await assessor.assess(space.decode(proposal), "best candidate")
+                shown = await assessor.assess(space.decode(state.mean), "merged mean", state.mean)
+                for z in self._proposals(merged):
+                    await assessor.assess(space.decode(z), "best candidate", z)
             except BudgetSpent:
                 ended = True
             idle = 0 if clock.used().scored else idle + 1
@@ -200,7 +204,9 @@ class Tuner:
 
     async def _finish(self, parties: Parties, assessor: Assessor, stopped: Stop) -> RunResult:
         """Save the tuned prompt; then read the test texts, once."""
-        best = replace(assessor.best(), verbalizer=await assessor.refit(assessor.best()))
+        found = assessor.best()
+        self._fallback = await assessor.refit(found, "bias")
+        best = replace(found, verbalizer=await assessor.refit(found))
         self._save(best)
         result = RunResult(
             folder=str(self._folder.path) if self._folder else None,
@@ -276,7 +282,7 @@ class Tuner:
     def _artefact(self, best: Assessment) -> TunedPrompt:
         assert self._assessor is not None
         space = self._space.identity if self._space else {}
-        return self._assessor.parties.artefact(best.ids, best.text, best.verbalizer, space, best.scores)
+        return self._assessor.artefact(best, space, self._fallback)
 
     def _save_best(self) -> None:
         if self._assessor is not None and self._assessor.known:

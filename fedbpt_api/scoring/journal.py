@@ -2,8 +2,9 @@
 
 One append-only file a client: a header line (JSON), then records. A record is its payload's length and CRC-32
 (two u32), and the payload: how many pairs n, how many values a pair has, the usage, one 16-byte key a pair,
-the values. Named words are stored as float32, exactly as the run uses them; a list of probable words as
-token ids (i32) and log-probabilities (float32). All numbers are little-endian.
+the values. Named words are stored as float32, exactly as the run uses them (above 0: a bound, with its sign
+turned); a list of probable words as token ids (i32) and log-probabilities (float32). All numbers are
+little-endian.
 
 A key says which pair (prompt, text) with which question a value belongs to. It is a hash keyed by the
 client's whole data, so no text can be read from it, or guessed without the other texts. The values are the
@@ -27,7 +28,8 @@ import orjson
 
 from fedbpt_api.errors import RunFolderError
 from fedbpt_api.scoring.backend import Usage
-from fedbpt_api.scoring.encode import EncodedText, Ids
+from fedbpt_api.scoring.encode import EncodedText
+from fedbpt_api.scoring.known import Rows
 
 VERSION: Final = 1
 _KEY = 16  # bytes
@@ -35,7 +37,6 @@ _FRAME = struct.Struct("<II")  # length and CRC-32 of the payload
 _HEAD = struct.Struct("<BIIIIII")  # kind, pairs, values a pair, and the usage's four numbers
 _NAMED, _LISTS = 0, 1
 
-Question = tuple[str, Ids | int]  # the named words, or how many words a list has
 Row = npt.NDArray[np.float32]
 Answer = Row | dict[int, float]
 
@@ -76,12 +77,11 @@ class Journal:
         self._whole = 0  # bytes of the file that are whole records
         self._write(orjson.dumps({"format": "fedbpt-journal", "version": VERSION}) + b"\n")
 
-    def key(self, question: Question, prompt: Ids, text: EncodedText) -> bytes:
-        """The key of a pair: 16 bytes."""
-        parts = (question, prompt, (text.before, text.after))
-        return hashlib.blake2b(orjson.dumps(parts), digest_size=_KEY, key=self._secret).digest()
+    def key(self, asked: bytes, text: EncodedText) -> bytes:
+        """The key of a text for a question about a prompt (`known.asked_key`): 16 bytes."""
+        return hashlib.blake2b(asked + text.key, digest_size=_KEY, key=self._secret).digest()
 
-    def append(self, keys: Sequence[bytes], answers: Sequence[Answer], usage: Usage) -> None:
+    def append(self, keys: Sequence[bytes], answers: Rows | Sequence[Answer], usage: Usage) -> None:
         """Add an answered request; it is on disk when this returns.
 
         Raises:
@@ -116,7 +116,7 @@ def secret_of(texts: Sequence[EncodedText]) -> bytes:
     """A client's secret: a hash of all its texts, so it need not be stored anywhere."""
     digest = hashlib.blake2b(digest_size=32)
     for text in texts:
-        digest.update(orjson.dumps((text.before, text.after)))
+        digest.update(text.key)
     return digest.digest()
 
 
@@ -151,8 +151,10 @@ def read_journal(path: Path) -> Iterator[Record]:
         at = end
 
 
-def _packed(answers: Sequence[Answer]) -> tuple[int, int, bytes]:
+def _packed(answers: Rows | Sequence[Answer]) -> tuple[int, int, bytes]:
     """Kind, values a pair (0 where lists say it themselves), and the values as bytes."""
+    if isinstance(answers, np.ndarray) and answers.dtype != object:
+        return _NAMED, answers.shape[1], answers.astype("<f4").tobytes()
     rows = [answer for answer in answers if isinstance(answer, np.ndarray)]
     if len(rows) == len(answers):
         return _NAMED, len(rows[0]), np.asarray(rows, dtype="<f4").tobytes()

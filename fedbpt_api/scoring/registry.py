@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_api.scoring.backend import Backend
@@ -21,8 +22,13 @@ def available() -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group=GROUP)}
 
 
-async def open_backend(kind: str, **options: object) -> Backend:
+async def open_backend(kind: str, *, log_folder: Path | None = None, **options: object) -> Backend:
     """Open the backend called `kind`.
+
+    Args:
+        kind: Its name.
+        log_folder: Where a server that it starts may write its log; only some take it.
+        options: The backend's own.
 
     Raises:
         ConfigError: No backend has that name, or it does not know one of the options.
@@ -41,6 +47,8 @@ async def open_backend(kind: str, **options: object) -> Backend:
     except (ImportError, AttributeError) as error:
         raise BackendError(f"backend {kind!r} cannot be loaded: {error}", "install its extra") from error
     known = inspect.signature(factory).parameters
+    if log_folder is not None and "log_folder" in known:
+        options = {"log_folder": log_folder} | options
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
         problems = []
         for key in sorted(set(options) - set(known)):

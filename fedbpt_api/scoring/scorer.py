@@ -3,23 +3,28 @@
 A pair (prompt, text) with the same question is paid for once in a run. A request that was sent
 belongs to the scorer, not to the task that asked for it: when that task is cancelled, the request
 goes on in the background, and its answer is kept and counted when it comes.
+
+A log-probability that the server could only bound is kept with its sign turned: what is above 0 is a
+bound. So one array holds both, in memory and in the journal.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 
 from fedbpt_api.errors import BackendError
-from fedbpt_api.scoring.backend import Backend, Floats, Prompt, Usage
+from fedbpt_api.scoring.backend import Backend, Bools, Floats, Prompt, Usage
 from fedbpt_api.scoring.budget import Budget
-from fedbpt_api.scoring.encode import EncodedText, Ids
-from fedbpt_api.scoring.journal import Answer, Journal, Question
+from fedbpt_api.scoring.encode import AnyPrompt, EncodedText, Ids
+from fedbpt_api.scoring.journal import Journal
+from fedbpt_api.scoring.known import Known, Question, Rows, asked_key
 
-Key = tuple[Question, Ids, EncodedText]
-_CHUNK = 32  # pairs a request to the backend: small enough to stop soon, large enough to keep it busy
+Ask = Callable[[Sequence[Prompt]], Awaitable[tuple[Rows, Usage]]]
+Pair = tuple[bytes, int]  # which question about which prompt, and the text's number
 
 
 class Stopped(Exception):
@@ -48,14 +53,21 @@ class Scorer:
         self.words: Ids = ()
         self.journal = journal
         self._stopping = stopping
-        self._known: dict[Key, Answer] = {}
-        self._sent: dict[Key, asyncio.Task[None]] = {}
+        self._known = Known()
+        self._sent: dict[Pair, asyncio.Task[None]] = {}
+        self._since: dict[asyncio.Task[None], float] = {}  # when each request was sent
+        self._places = asyncio.Semaphore(backend.info.parallel)
 
     def use_words(self, words: Ids) -> None:
         """Ask for these T tokens from now on, label words first."""
         self.words = words
 
-    async def score(self, prompt: Ids, texts: Sequence[EncodedText]) -> Floats:
+    @property
+    def waiting(self) -> float:
+        """Seconds that the oldest unanswered request has been under way."""
+        return time.monotonic() - min(self._since.values()) if self._since else 0.0
+
+    async def score(self, prompt: AnyPrompt, texts: Sequence[EncodedText]) -> Floats:
         """Log-probabilities [n, T] of the named words, normalised over them, for each text.
 
         Raises:
@@ -63,94 +75,140 @@ class Scorer:
             Stopped: The user asked to stop.
             BackendError: The backend cannot answer.
         """
+        return (await self.scores(prompt, texts))[0]
+
+    async def scores(
+        self, prompt: AnyPrompt, texts: Sequence[EncodedText], repeat: int = 0
+    ) -> tuple[Floats, Bools]:
+        """Log-probabilities as from `score`, and where they are exact and no bounds: shape [n, T] each.
+
+        Args:
+            prompt: The prompt.
+            texts: The texts.
+            repeat: Another number is another question, so that a noisy server can be asked again.
+        """
         words = self.words
 
-        async def ask(prompts: Sequence[Prompt]) -> tuple[Sequence[Answer], Usage]:
+        async def ask(prompts: Sequence[Prompt]) -> tuple[Rows, Usage]:
             scores = await self.backend.score(prompts, words)
             if not np.isfinite(scores.logprobs).all():
                 raise BackendError(
                     f"{self.backend.info.model} returned log-probabilities that are not finite",
                     "is the server healthy?",
                 )
-            return list(scores.logprobs.astype(np.float32)), scores.usage
+            return np.where(scores.exact, scores.logprobs, -scores.logprobs).astype(np.float32), scores.usage
 
-        rows = await self._answers(("words", words), prompt, texts, ask)
-        return np.array(rows, dtype=np.float64).reshape(len(texts), len(words))
+        question: Question = ("words", words) if not repeat else (f"words, repeat {repeat}", words)
+        rows = await self._answers(question, prompt, texts, ask)
+        values = np.asarray(rows, dtype=np.float64).reshape(len(texts), len(words))
+        return -np.abs(values), values <= 0.0
 
-    async def top_words(self, prompt: Ids, texts: Sequence[EncodedText], k: int) -> list[dict[int, float]]:
+    async def top_words(
+        self, prompt: AnyPrompt, texts: Sequence[EncodedText], k: int
+    ) -> list[dict[int, float]]:
         """The k most probable next tokens of each text; each text is one scored example."""
 
-        async def ask(prompts: Sequence[Prompt]) -> tuple[Sequence[Answer], Usage]:
-            return await self.backend.top_words(prompts, k)
+        async def ask(prompts: Sequence[Prompt]) -> tuple[Rows, Usage]:
+            lists, usage = await self.backend.top_words(prompts, k)
+            rows = np.empty(len(lists), dtype=object)
+            rows[:] = lists
+            return rows, usage
 
-        lists = await self._answers(("top", k), prompt, texts, ask)
-        return [dict(found) for found in lists if isinstance(found, dict)]
+        return [dict(found) for found in await self._answers(("top", k), prompt, texts, ask)]
 
     async def aclose(self) -> None:
         """Give up on requests that are still under way."""
-        for task in self._sent.values():
+        tasks = set(self._sent.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._sent.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _answers(
-        self,
-        question: Question,
-        prompt: Ids,
-        texts: Sequence[EncodedText],
-        ask: Callable[[Sequence[Prompt]], Awaitable[tuple[Sequence[Answer], Usage]]],
-    ) -> list[Answer]:
-        """Answers in the order of `texts`; what is not known yet is asked for, chunk by chunk."""
-        keys = [(question, prompt, text) for text in texts]
-        wanted = list(dict.fromkeys(keys))
-        missing = [key for key in wanted if key not in self._known and key not in self._sent]
-        reserved = _work(missing)
+        self, question: Question, prompt: AnyPrompt, texts: Sequence[EncodedText], ask: Ask
+    ) -> Rows:
+        """Answers in the order of `texts`; what is not known yet is asked for, in calls of a good size."""
+        if not texts:
+            return np.empty(0, dtype=np.float32)
+        asked = asked_key(question, prompt)
+        block = self._known.block(asked)
+        numbers = [self._known.number(text) for text in texts]
+        by_number = dict(zip(numbers, texts, strict=True))
+        unknown = block.lacks(list(by_number))
+        new = [n for n in unknown if (asked, n) not in self._sent]
+        reserved = _work(prompt, [by_number[n] for n in new])
         self.budget.reserve(reserved)
-        self.budget.count_duplicates(len(texts) - len(missing))
+        self.budget.count_duplicates(len(texts) - len(new))
+        size = self.backend.info.batch
+        under_way = list(dict.fromkeys(self._sent[asked, n] for n in unknown if (asked, n) in self._sent))
         try:
-            for begin in range(0, len(wanted), _CHUNK):
-                chunk = wanted[begin : begin + _CHUNK]
-                new = [key for key in chunk if key not in self._known and key not in self._sent]
-                if new and self._stopping():
-                    raise Stopped
-                if new:
-                    reserved -= _work(new)  # from here on the request's own affair
-                    self._send(new, ask)
-                for task in {self._sent[key] for key in chunk if key in self._sent}:
-                    await asyncio.shield(task)
+            for begin in range(0, len(new), size):
+                chunk = new[begin : begin + size]
+                await self._place()
+                if any(task.done() and task.exception() for task in under_way):
+                    self._places.release()
+                    break  # it is raised below
+                work = _work(prompt, [by_number[n] for n in chunk])
+                reserved -= work  # from here on the request's own affair
+                mine = [by_number[n] for n in chunk]
+                under_way.append(self._send(asked, prompt, chunk, mine, work, ask))
+            for task in under_way:
+                await asyncio.shield(task)
         finally:
             self.budget.settle(reserved, Usage())
-        return [self._known[key] for key in keys]
+        return block.of(numbers)
+
+    async def _place(self) -> None:
+        """Wait until another request may be sent.
+
+        Raises:
+            Stopped: The user asked to stop.
+        """
+        if self._stopping():
+            raise Stopped
+        await self._places.acquire()
+        if self._stopping():
+            self._places.release()
+            raise Stopped
 
     def _send(
-        self, keys: list[Key], ask: Callable[[Sequence[Prompt]], Awaitable[tuple[Sequence[Answer], Usage]]]
-    ) -> None:
+        self,
+        asked: bytes,
+        prompt: AnyPrompt,
+        numbers: Sequence[int],
+        texts: Sequence[EncodedText],
+        work: Usage,
+        ask: Ask,
+    ) -> asyncio.Task[None]:
         """Start one request; what was set aside for it is settled when it ends, however it ends."""
-        prompts = [text.with_prompt(prompt) for _, prompt, text in keys]
 
         async def request() -> None:
             used = Usage()
             try:
-                answers, used = await ask(prompts)
-                found = dict(zip(keys, answers, strict=True))
+                rows, used = await ask([text.with_prompt(prompt) for text in texts])
+                if len(rows) != len(texts):
+                    raise BackendError(f"{self.backend.info.model} sent {len(rows)} answers to {len(texts)}")
                 if self.journal is not None:
-                    self.journal.append([self.journal.key(*key) for key in keys], answers, used)
-                self._known |= found
+                    self.journal.append([self.journal.key(asked, text) for text in texts], rows, used)
+                self._known.block(asked).add(numbers, rows)
             finally:
-                self.budget.settle(_work(keys), used)
-                for key in keys:
-                    del self._sent[key]
+                self._places.release()
+                self.budget.settle(work, used)
+                for number in numbers:
+                    del self._sent[asked, number]
 
         task = asyncio.create_task(request())
-        task.add_done_callback(_heard)
-        self._sent |= dict.fromkeys(keys, task)
+        self._since[task] = time.monotonic()
+        task.add_done_callback(self._ended)
+        self._sent |= dict.fromkeys(((asked, number) for number in numbers), task)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A failure is raised where it is awaited; where nobody waits any more, it is not an event."""
+        del self._since[task]
+        if not task.cancelled():
+            task.exception()
 
 
-def _work(keys: Sequence[Key]) -> Usage:
-    tokens = sum(len(text.with_prompt(prompt).ids) for _, prompt, text in keys)
-    return Usage(len(keys), tokens, 0, len(keys))
-
-
-def _heard(task: asyncio.Task[None]) -> None:
-    """A failure is raised where it is awaited; where nobody waits any more, it is not an event."""
-    if not task.cancelled():
-        task.exception()
+def _work(prompt: AnyPrompt, texts: Sequence[EncodedText]) -> Usage:
+    tokens = sum(len(text) for text in texts) + len(prompt) * len(texts)
+    return Usage(len(texts), tokens, 0, len(texts))

@@ -18,6 +18,7 @@ from fedbpt_api.scoring.backend import Usage
 from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.encode import EncodedText, Encoder
 from fedbpt_api.scoring.journal import Answer, Journal, Record, read_journal, secret_of
+from fedbpt_api.scoring.known import asked_key
 from fedbpt_api.scoring.scorer import Scorer
 from toy import LABEL_WORDS, TEMPLATE, ToyBackend, make_examples
 
@@ -157,8 +158,10 @@ def test_keys_tell_prompts_texts_questions_and_clients_apart(tmp_path: Path) -> 
     for name, secret in (("a", secret_of(some)), ("b", secret_of(others))):
         journal = Journal(tmp_path / name, secret)
         for text in some:
-            keys += [journal.key(("words", WORDS), prompt, text) for prompt in ((), (1,), (1, 2))]
-            keys += [journal.key(("words", WORDS[:2]), (1,), text), journal.key(("top", 3), (1,), text)]
+            keys += [journal.key(asked_key(("words", WORDS), prompt), text) for prompt in ((), (1,), (1, 2))]
+            keys += [
+                journal.key(asked_key(other, (1,)), text) for other in (("words", WORDS[:2]), ("top", 3))
+            ]
         journal.close()
     assert len(set(keys)) == len(keys) == 2 * 6 * 5
     assert {len(key) for key in keys} == {16}
@@ -180,8 +183,8 @@ async def test_what_a_scorer_was_answered_is_in_its_journal_before_it_is_used(tm
     assert len(kept) == sum(record.usage.scored for record in records) == scorer.budget.spent.scored
     assert scorer.journal is not None
     for text, row, found in zip(some, scores, lists, strict=True):
-        named = kept[scorer.journal.key(("words", WORDS), (1, 2), text)]
+        named = kept[scorer.journal.key(asked_key(("words", WORDS), (1, 2)), text)]
         assert isinstance(named, np.ndarray) and np.array_equal(named, row)
-        listed = kept[scorer.journal.key(("top", 5), (1,), text)]
+        listed = kept[scorer.journal.key(asked_key(("top", 5), (1,)), text)]
         assert listed == pytest.approx(found, rel=1e-6)
     scorer.journal.close()
