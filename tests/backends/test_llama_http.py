@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 
 from fedbpt_api.errors import BackendError, FedbptError
 from fedbpt_api.scoring.backend import Backend, Prompt
+from fedbpt_api.scoring.conformance import BackendConformance
 from fedbpt_api.scoring.encode import Encoder, label_tokens
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.task import LabelWords, Template
@@ -110,6 +111,18 @@ async def test_a_server_says_what_it_can_take_and_refuses_more(both: tuple[Backe
     with pytest.raises(BackendError, match="400"):
         await server.score([Prompt((1123,) * 10), Prompt((1123,) * 300)], (5, 6))
     assert (await server.score([Prompt((1123,) * 10)], (5, 6))).logprobs.shape == (1, 2)
+
+
+@pytest.mark.model
+class TestConformance(BackendConformance):
+    """The suite that every backend must pass."""
+
+    @pytest.fixture(autouse=True)
+    def _server(self, url: str) -> None:
+        self.url = url
+
+    async def open(self) -> Backend:
+        return await open_backend("llamacpp", base_url=self.url)
 
 
 # Servers that are none --------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from fedbpt_api.prompts.codebook import (
 )
 from fedbpt_api.prompts.written import CHOICES, write_line
 from fedbpt_api.scoring.backend import Backend, Floats, Prompt
+from fedbpt_api.scoring.conformance import BackendConformance
 from fedbpt_api.scoring.encode import Encoder, label_tokens
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.task import LabelWords, Template
@@ -286,6 +287,15 @@ async def test_a_failure_in_the_middle_of_an_input_does_not_spoil_its_stem() -> 
         np.testing.assert_array_equal((await backend.score([good], (word, 5))).logprobs, before.logprobs)
     finally:
         await backend.aclose()
+
+
+class TestConformance(BackendConformance):
+    """The suite that every backend must pass."""
+
+    NOISE = BATCH_NOISE = 1e-12
+
+    async def open(self) -> Backend:
+        return await open_llama()
 
 
 # The end ----------------------------------------------------------------------------------------
