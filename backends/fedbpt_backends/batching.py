@@ -11,8 +11,10 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
+from fedbpt_api.errors import BackendError
 from fedbpt_backends.pacing import Pacer
 
 Q = TypeVar("Q")
@@ -94,6 +96,7 @@ class Batcher(Generic[Q, A]):
             kind, parts = batch
             task = asyncio.get_running_loop().create_task(self._request(kind, parts))
             self._flying[task] = kind
+            task.add_done_callback(partial(self._ended, parts))
 
     def _next(self) -> tuple[Hashable, list[tuple[_Asked[Q, A], range]]] | None:
         """Questions of one kind for the next list: for each asker which of its own."""
@@ -122,23 +125,27 @@ class Batcher(Generic[Q, A]):
 
     async def _request(self, kind: Hashable, parts: list[tuple[_Asked[Q, A], range]]) -> None:
         try:
-            answers = iter(await self._send(kind, [asked.items[i] for asked, own in parts for i in own]))
+            items = [asked.items[i] for asked, own in parts for i in own]
+            found = await self._send(kind, items)
+            if len(found) != len(items):
+                raise BackendError(f"{len(found)} answers came to {len(items)} questions")
+            answers = iter(found)
             for asked, own in parts:
                 for i in own:
                     asked.answers[i] = next(answers)
                 asked.missing -= len(own)
                 if not asked.missing and not asked.done.done():
                     asked.done.set_result(None)
-        except asyncio.CancelledError:
-            for asked, _ in parts:
-                asked.done.cancel()
-            raise
         except Exception as error:
             for asked, _ in parts:
                 if not asked.done.done():
                     asked.done.set_exception(error)
-        finally:
-            task = asyncio.current_task()
-            assert task is not None
-            self._flying.pop(task, None)
-            self._soon()
+                    asked.done.exception()  # its asker may be gone by now; that is not an event
+
+    def _ended(self, parts: list[tuple[_Asked[Q, A], range]], task: asyncio.Task[None]) -> None:
+        """However a list ended, even before it began: nobody is left waiting for it."""
+        if task.cancelled():
+            for asked, _ in parts:
+                asked.done.cancel()
+        del self._flying[task]
+        self._soon()

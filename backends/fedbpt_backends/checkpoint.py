@@ -50,6 +50,8 @@ def _embeddings(folder: Path) -> npt.NDArray[np.float32]:
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError(f"{path.name} is cut off or no safetensors file")
             header = orjson.loads(file.read(length))
         name = next((n for n in header if n.endswith(_EMBEDDINGS)), None)
         if name is None:

@@ -5,7 +5,9 @@ Keys come from the environment and are never part of an error, a log or a file.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +17,9 @@ import orjson
 from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_backends.pacing import Pacer, Refusal, Trouble, persist
 
+_USER = re.compile(r"//[^/@]*@")  # in an address: name and password
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[!-~](?:[ -~\t]*[!-~])?|")
 _KEEP = 2.0  # seconds that an idle connection is kept: uvicorn closes it after 5
 
 
@@ -40,11 +45,14 @@ class Http:
         most: int = 64,
     ) -> None:
         self.pacer = pacer
-        self.base_url = base_url.rstrip("/")
+        self.base_url = _USER.sub("//", base_url.rstrip("/"))  # it is shown and kept, the password is not
+        _check(headers or {})
         try:
-            if httpx.URL(self.base_url).scheme not in ("http", "https") or not httpx.URL(self.base_url).host:
+            url = httpx.URL(base_url.rstrip("/"))
+            if url.scheme not in ("http", "https") or not url.host:
                 raise ValueError("it needs http:// or https:// and a host")
             self._client = httpx.AsyncClient(
+                auth=(url.username, url.password) if url.userinfo else None,
                 headers=dict(headers or {}),
                 timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
                 limits=httpx.Limits(
@@ -53,7 +61,7 @@ class Http:
             )
         except (httpx.InvalidURL, ValueError) as error:
             raise ConfigError(
-                f"backend.base_url: {base_url!r} is not an address: {error}",
+                f"backend.base_url: {self.base_url!r} is not an address: {error}",
                 'give it as "http://127.0.0.1:8000"',
             ) from error
 
@@ -70,18 +78,36 @@ class Http:
         return await persist(self.pacer, lambda: self._send("GET", path, None))
 
     async def peek(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """Status and answer of one attempt, whatever it is; status 0 where nothing came back."""
+        """Status and answer, whatever it is; status 0 where nothing came back.
+
+        What may pass is tried again, so that a busy moment is not taken for an inability.
+        """
         content = None if body is None else orjson.dumps(body)
-        try:
-            response = await self._client.request(
-                method, self.base_url + path, content=content, headers=_json(content)
-            )
-        except httpx.TransportError as error:
-            return 0, f"{type(error).__name__}: {error}"
-        try:
-            return response.status_code, orjson.loads(response.content)
-        except orjson.JSONDecodeError:
-            return response.status_code, response.text
+        place = f"{self.base_url}{path}"
+        last: tuple[int, Any] = 0, ""
+
+        async def send() -> tuple[int, Any]:
+            nonlocal last
+            try:
+                response = await self._client.request(method, place, content=content, headers=_json(content))
+            except httpx.TransportError as error:
+                last = 0, f"{type(error).__name__}: {error}"
+                if isinstance(error, httpx.ConnectError):  # nothing listens
+                    return last
+                raise Trouble(f"no answer from {place}: {last[1]}") from error
+            try:
+                last = response.status_code, orjson.loads(response.content)
+            except orjson.JSONDecodeError as error:
+                last = response.status_code, response.text
+                if response.content[:1] in (b"{", b"["):
+                    raise Trouble(f"{place} sent an answer that is cut off ({error})") from error
+            if response.status_code >= 300:
+                raise refusal(response.status_code, response.content, response.headers).error(place)
+            return last
+
+        with contextlib.suppress(BackendError):
+            await persist(self.pacer, send)
+        return last
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -117,7 +143,8 @@ def error_words(body: object) -> tuple[str, str]:
     error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):
         words = error.get("message") or error.get("detail") or error
-        return str(words)[:600], str(error.get("code") or error.get("type") or "")
+        names = [str(error[key]) for key in ("code", "type") if error.get(key)]
+        return str(words)[:600], next((name for name in names if not name.isdigit()), "")
     return str(error)[:300], ""
 
 
@@ -129,7 +156,7 @@ def secret(variable: str | None) -> str | None:
     """
     if variable is None:
         return None
-    value = os.environ.get(variable)
+    value = os.environ.get(variable, "").strip()
     if not value:
         raise ConfigError(
             f"backend.api_key_env: the environment variable {variable} is not set",
@@ -150,6 +177,16 @@ def expected(place: object, error: Exception) -> BackendError:
         f"{place} gave an answer of an unknown form ({type(error).__name__}: {error})",
         "is it the kind of server that backend.kind says, and a recent one?",
     )
+
+
+def _check(headers: Mapping[str, object]) -> None:
+    """Refuse headers that HTTP does not allow, without their values: libraries' own errors show them."""
+    for name, value in headers.items():
+        if not _NAME.fullmatch(name) or not isinstance(value, str) or not _VALUE.fullmatch(value):
+            raise ConfigError(
+                f"backend.headers: {name!r} or its value holds characters that HTTP does not allow",
+                "look for line breaks and blanks at its ends, also in the variable of backend.api_key_env",
+            )
 
 
 def _json(content: bytes | None) -> dict[str, str]:

@@ -22,7 +22,8 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent to decide on
 
     def guard() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not through sys.stdin: its lock would abort the interpreter's exit
+            pass
         _end(child, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(_GRACE)

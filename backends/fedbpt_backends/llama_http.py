@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fedbpt_api.errors import BackendError
 from fedbpt_api.scoring.backend import BackendInfo, Prompt, Scores, TokenTable, Usage
 from fedbpt_backends.http_json import Http, expected
 from fedbpt_backends.pacing import Pacer
@@ -88,7 +89,7 @@ class LlamaServer:
         }
         answers = await self._complete(prompts, body)
         try:
-            rows = np.array([_row(answer, words) for answer, _ in answers])
+            rows = np.array([_row(answer, words) for answer, _ in answers]).reshape(-1, len(words))
         except _SHAPE_ERRORS as error:
             raise expected(f"{self._http.base_url}/completion", error) from error
         exact = rows > -np.inf
@@ -117,6 +118,8 @@ class LlamaServer:
     async def _complete(
         self, prompts: Sequence[Prompt], extra: dict[str, Any]
     ) -> list[tuple[dict[str, Any], Usage]]:
+        refuse_vectors(prompts)
+
         async def one(prompt: Prompt) -> tuple[dict[str, Any], Usage]:
             body = {"prompt": list(prompt.ids), "n_predict": 1, "cache_prompt": True, **extra}
             body["response_fields"] = ["completion_probabilities", "tokens_cached", "timings"]
@@ -135,6 +138,12 @@ class LlamaServer:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
+
+
+def refuse_vectors(prompts: Sequence[Prompt]) -> None:
+    """llama.cpp takes none over HTTP, and the embedded one is not asked for them."""
+    if any(prompt.soft is not None for prompt in prompts):
+        raise BackendError("llama.cpp takes no continuous prompts", "use search.space = 'codebook', or vLLM")
 
 
 def _row(answer: dict[str, Any], words: Sequence[int]) -> list[float]:

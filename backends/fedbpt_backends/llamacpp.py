@@ -24,7 +24,7 @@ from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_api.scoring.backend import Backend, BackendInfo, Prompt, Scores, TokenTable, Usage
 from fedbpt_backends import models
 from fedbpt_backends.llama_c import LlamaContext, LlamaModel, find_library
-from fedbpt_backends.llama_http import LlamaServer
+from fedbpt_backends.llama_http import LlamaServer, refuse_vectors
 
 R = TypeVar("R")
 
@@ -95,6 +95,7 @@ class EmbeddedLlama:
             fingerprint=digest[:16],
             context=self._contexts[0].context,
             details={"sha256": digest, "library": find_library(library).name, "way": "full vocabulary"},
+            parallel=2,  # one is being prepared while the other is evaluated
         )
         return self
 
@@ -152,12 +153,13 @@ class EmbeddedLlama:
                 f"an input has {longest} tokens, the context holds {room}",
                 "raise [backend] context or shorten the texts",
             )
+        refuse_vectors(prompts)
         for prompt in prompts:
             llama.check(prompt.ids)
         size = -(-len(prompts) // len(self._workers)) or 1
         parts = [prompts[begin : begin + size] for begin in range(0, len(prompts), size)]
         # A request of one input must not always meet the same worker; which one follows from its ids alone.
-        first = sum(prompts[0].ids) if len(parts) < len(self._workers) else 0
+        first = sum(prompts[0].ids) if 0 < len(parts) < len(self._workers) else 0
         workers = [(first + i) % len(self._workers) for i in range(len(parts))]
         jobs = [
             self._run(partial(self._evaluate, w, p, read), w) for w, p in zip(workers, parts, strict=True)

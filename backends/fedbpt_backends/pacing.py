@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import time
 from collections import deque
@@ -109,7 +110,11 @@ class Pacer:
         while self._flying >= self.limit:
             place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(place)
-            await place
+            try:
+                await place
+            except asyncio.CancelledError:
+                self._wake()  # the place may have been this one's already
+                raise
         self._flying += 1
         try:
             while (left := self._until - time.monotonic()) > 0:
@@ -192,6 +197,7 @@ async def persist(pacer: Pacer, send: Callable[[], Awaitable[T]]) -> T:
                             ) from trouble
                         pacer.troubled(trouble, sent)
                         raise
+                    pacer.answered()
                 return answer
     except Trouble as trouble:
         raise BackendError(
@@ -206,23 +212,30 @@ _backoff = wait_random_exponential(multiplier=0.5, max=20)
 def asked_wait(headers: Mapping[str, str]) -> float | None:
     """Seconds of ``retry-after-ms`` or ``Retry-After`` (seconds or a date); None where not asked."""
     milliseconds, after = headers.get("retry-after-ms"), headers.get("retry-after")
-    with contextlib.suppress(ValueError):
-        if milliseconds is not None:
-            return max(float(milliseconds) / 1000.0, 0.0)
+    if milliseconds is not None and (number := _number(milliseconds)) is not None:
+        return number / 1000.0
     if after is None:
         return None
-    with contextlib.suppress(ValueError):
-        return max(float(after), 0.0)
-    with contextlib.suppress(ValueError):
+    if (number := _number(after)) is not None:
+        return number
+    with contextlib.suppress(ValueError, OverflowError):
         return max(parsedate_to_datetime(after).timestamp() - time.time(), 0.0)
     return None
 
 
 def duration(text: str) -> float | None:
     """Seconds of ``6m0s``, ``1s``, ``120ms`` or a bare number; None where it is none of them."""
-    with contextlib.suppress(ValueError):
-        return max(float(text), 0.0)
+    if (bare := _number(text)) is not None:
+        return bare
     parts = _PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text.strip():
         return None
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def _number(text: str) -> float | None:
+    """A number that is not below 0; None where it is none, or is no amount (nan, inf)."""
+    with contextlib.suppress(ValueError):
+        number = float(text)
+        return max(number, 0.0) if math.isfinite(number) else None
+    return None

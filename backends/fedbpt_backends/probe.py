@@ -1,334 +1,340 @@
-"""What a completions server really does, found out by a handful of cheap requests.
+"""What a server's route really does, found out by a handful of cheap requests.
 
 Each question below is one or two requests and answers with a `Finding`: what was looked for, whether it
 is there, and how that was seen. An answer with status 200 proves nothing (unknown fields are ignored),
-so values are looked at: the named ids must be there, numbers must be numbers, a changed temperature must
-change what it would change.
+so values are looked at: the named ids must be there and agree with the server's own list, a changed
+temperature must change what it would change, each prompt of a list must have its own answer. Where a
+server was too busy to answer, nothing is concluded.
 """
 
 from __future__ import annotations
 
 import base64
 import math
+import random
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fedbpt_api.errors import BackendError
 from fedbpt_api.scoring.backend import TokenTable
-from fedbpt_backends.http_json import Http, error_words, expected
+from fedbpt_backends.asking import APART, SAMPLE, Asker, Finding, Heard, alike, apart, at
+from fedbpt_backends.dialects import SHAPE_ERRORS, Chat, Completions, Fields, Text
+from fedbpt_backends.identify import VLLM, served_model
 from fedbpt_backends.tensor_file import torch_bytes
-from fedbpt_backends.ways import NamedTokens, checked
+from fedbpt_backends.ways import MOST_NAMED, NamedTokens, checked
 
-SAMPLE = "The weather is fine today, and everybody in the town is"
-_SHAPE_ERRORS = (AttributeError, KeyError, IndexError, TypeError, ValueError)
-_ASKED = 100_000  # a list longer than any server allows, so that it says what it allows
-_NUMBER = re.compile(r"\d+")
+__all__ = ["Finding", "Probe", "served_model"]
+
+T = TypeVar("T")
+CHOICES = (" yes", " no")
+_LIMIT = re.compile(r"(?:max\w*|most|equal to|<=|between 0 and|up to)\D{0,40}?(\d+)", re.IGNORECASE)
 _REPEATS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One ability.
+class Probe(Asker):
+    """The questions; an ability that was asked about is not asked about again."""
 
-    Attributes:
-        name: What was looked for.
-        found: Whether it is there; None where it could not be told.
-        value: More about it: a number, a name.
-        how: How that was seen, in a few words.
-    """
-
-    name: str
-    found: bool | None
-    value: str = ""
-    how: str = ""
-
-
-@dataclass
-class Probe:
-    """Questions to the completions route of one model.
-
-    Attributes:
-        http: The server.
-        model: The model's name there.
-        ids: The sample text as token ids; empty where the server does not tokenise.
-        system_fingerprint: What the server calls its configuration, from its latest answer.
-        requests: Requests sent so far.
-    """
-
-    http: Http
-    model: str
-    ids: tuple[int, ...] = ()
-    system_fingerprint: str = ""
-    requests: int = 0
-    findings: dict[str, Finding] = field(default_factory=dict)
+    # Prompts ----------------------------------------------------------------------------------
 
     async def tokenizer(self) -> Finding:
-        """A tokenise route, in vLLM's, SGLang's or llama.cpp's form; fills in `ids`."""
-        for body in (
-            {"model": self.model, "prompt": SAMPLE, "add_special_tokens": False},
-            {"content": SAMPLE},
-        ):
-            status, answer = await self.http.peek("POST", "/tokenize", body)
-            self.requests += 1
-            tokens = answer.get("tokens") if isinstance(answer, dict) else None
-            if (
-                status == 200
-                and isinstance(tokens, list)
-                and all(isinstance(t, int) for t in tokens)
-                and tokens
-            ):
-                self.ids = tuple(tokens)
-                return self._note("tokenise route", True, "/tokenize", f"{len(tokens)} ids for a sentence")
-        return self._note("tokenise route", False, "", f"POST /tokenize: status {status}")
+        """A tokenise route, in vLLM's and SGLang's, llama.cpp's or TGI's form; fills in `ids`."""
+        self.ids, refused = await self.find_tokenizer()
+        if not self.ids:
+            return self.refused("tokenise route", refused)
+        return self.note("tokenise route", True, "/tokenize", f"{len(self.ids)} ids for a sentence")
 
     async def id_prompts(self) -> Finding:
         """Token ids as a prompt: the server must count exactly as many."""
-        if not self.ids:
-            return self._note("token-id prompts", None, "", "no tokenise route to make ids with")
-        answer = await self._complete({"prompt": list(self.ids)})
-        counted = _at(answer, "usage", "prompt_tokens")
-        return self._note(
-            "token-id prompts", counted == len(self.ids), "", f"{len(self.ids)} ids sent, {counted} counted"
-        )
+        name = "token-id prompts"
+        if not self.dialect.takes_ids or not self.ids:
+            why = "no tokenise route to make ids with" if self.dialect.takes_ids else "chat takes text only"
+            return self.note(name, None if self.dialect.takes_ids else False, "", why)
+        heard = await self.ask([self.ids])
+        if not heard.replies:
+            return self.refused(name, heard)
+        counted = heard.replies[0].counted
+        found = None if counted is None else counted == len(self.ids)
+        return self.note(name, found, "", f"{len(self.ids)} ids sent, {_or_none(counted)} counted")
 
     async def list_prompts(self, size: int = 64) -> Finding:
-        """Several prompts in one request: as many choices, each with its index."""
-        answer = await self._complete({"prompt": [self._prompt()] * size})
-        choices = answer.get("choices") if isinstance(answer, dict) else None
-        got = len(choices) if isinstance(choices, list) else 0
-        if got != size:
-            return self._note(
-                "list prompts", False, "", f"{size} prompts sent, {got} answers: {_words(answer)}"
-            )
-        return self._note("list prompts", True, f"at least {size}", f"{size} prompts sent, {got} answers")
+        """Several prompts in one request: each must have its own answer."""
+        name = "list prompts"
+        if not self.dialect.takes_ids:
+            return self.note(name, False, "", "chat takes one conversation a request")
+        here = self.prompt()
+        other = here[: len(here) // 2]
+        heard = await self.ask([here, other] * (size // 2))
+        if not heard.replies:
+            return self.refused(name, heard)
+        alone, tops = (await self.plain()).top, [reply.top for reply in heard.replies]
+        if alone and not all(alike(alone, top) for top in tops[::2]):
+            return self.note(name, False, "", "the answers in a list are not those of the same prompts alone")
+        if alone and any(alike(alone, top) for top in tops[1::2]):
+            return self.note(name, False, "", f"{size} prompts of two kinds got one and the same answer")
+        limit = await self._list_limit() if self.server == VLLM else ""
+        how = f"{size} prompts of two kinds, each with its own answer"
+        return self.note(name, True, limit or f"at least {size}", how)
+
+    async def _list_limit(self) -> str:
+        """vLLM refuses too long a list before it looks at anything else; max_tokens 0 is refused anyway."""
+        heard = await self.ask([[self.ids[0]] if self.ids else "a"] * 4096, fields={"max_tokens": 0})
+        limits = [n for n in map(int, _LIMIT.findall(heard.words)) if 64 < n < 4096]
+        return f"up to {min(limits)}" if limits else ""
+
+    async def vectors(self, table: TokenTable | None = None) -> Finding:
+        """``prompt_embeds``: the embeddings of a text must score as its token ids do.
+
+        Without a table, bytes that are no tensor are sent: a server that takes tensors says so, one
+        without --enable-prompt-embeds names that flag. (A tensor of a wrong shape can crash older ones.)
+        """
+        name = "soft prompts"
+        if table is None or not self.ids:
+            heard = await self.ask(fields={"prompt_embeds": ["AAAA"], "prompt": None})
+            if heard.replies:
+                return self.note(name, False, "", "prompt_embeds is ignored")
+            if "--enable-prompt-embeds" in heard.words:
+                return self.note(name, False, "", "it asks for --enable-prompt-embeds")
+            if "prompt_embeds" in heard.words and "torch tensor" in heard.words:
+                return self.note(
+                    name, True, "", "prompt_embeds: it complains only of bytes that are no tensor"
+                )
+            known = "prompt_embeds" in heard.words or heard.passing
+            return self.note(name, None if known else False, "", heard.words)
+        words, way = sorted(set(self.ids)), NamedTokens()
+        payload = base64.b64encode(torch_bytes(table.embeddings[list(self.ids)])).decode()
+        embeds = {"prompt_embeds": [payload], "prompt": None}
+        soft = await self.ask(fields=embeds | way.fields(words))
+        hard = await self.ask([self.ids], fields=way.fields(words))
+        if not soft.replies:
+            return self.refused(name, soft)
+        try:
+            values = [way.read(heard.raw["choices"][0], words) for heard in (soft, hard)]
+            rows, _ = checked(values, len(words), "the server")
+        except (*SHAPE_ERRORS, BackendError) as error:
+            return self.note(name, False, "", _why(error))
+        apart = float(np.abs(rows[0] - rows[1]).max())
+        how = f"a text's embeddings and its ids score {apart:.1g} nats apart"
+        return self.note(name, apart < APART, f"width {table.embeddings.shape[1]}", how)
+
+    # Numbers ----------------------------------------------------------------------------------
 
     async def named_tokens(self) -> Finding:
-        """vLLM's ``logprob_token_ids``: ids that no list of the most probable would hold must be there."""
-        name = "named-token logprobs"
-        if not self.ids:
-            return self._note(name, None, "", "no token ids to name")
-        words = sorted(set(self.ids))
-        way = NamedTokens()
-        answer = await self._complete({"prompt": [list(self.ids)], **way.fields(words)})
+        """Ids that no list of the most probable would hold must be there, and agree with the list."""
+        name, way = "named-token logprobs", self.dialect.named_field
+        if way and not self.ids:
+            return self.note(name, None, "", "no token ids to name")
+        if not way:
+            return self.note(name, False, "", "chat routes are not asked")
+        await self.top_list()
+        probable = [
+            int(key.removeprefix("token_id:")) for key in self._longest if key.startswith("token_id:")
+        ]
+        words = sorted({*self.ids, *probable[:5]})
+        heard = await self.ask([self.ids], fields=self.dialect.named(words), sane=False)
         try:
-            checked([way.read(answer["choices"][0], words)], len(words), "the server")
-        except (*_SHAPE_ERRORS, BackendError) as error:
-            why = error.message if isinstance(error, BackendError) else _words(answer)
-            return self._note(name, False, "", f"logprob_token_ids: {why}")
-        return self._note(name, True, f"up to {way.words}", f"all of {len(words)} unlikely ids came back")
-
-    async def top_list(self, asked: int = _ASKED) -> Finding:
-        """The longest list of probable tokens: a refusal says what is allowed, else what came is counted."""
-        name = "top-k list"
-        answer = await self._complete({"logprobs": asked})
-        for _ in range(2):
-            top = _top(answer)
-            if top:
-                try:
-                    self._sane(top)
-                except BackendError as error:
-                    return self._note(name, False, "", error.message)
-                return self._note(name, True, str(min(len(top), asked)), f"asked for {asked}, got {len(top)}")
-            allowed = [int(n) for n in _NUMBER.findall(_words(answer)) if 0 < int(n) < asked]
-            asked = min(allowed, default=5 if asked == 20 else 20)
-            answer = await self._complete({"logprobs": asked})
-        top = _top(answer)
-        if not top:
-            return self._note(name, False, "", f"logprobs: {asked}: {_words(answer) or 'no list came'}")
-        return self._note(name, True, str(asked), "from the server's own refusal of more")
+            if heard.words:
+                raise ValueError(heard.words)
+            reading = self.dialect.read_named(heard.raw, words)
+            rows, exact = checked([reading], len(words), "the server")
+            if not exact.all():
+                raise ValueError(f"{int((~exact).sum())} of {len(words)} named ids are missing")
+        except (*SHAPE_ERRORS, BackendError) as error:
+            return self.note(name, None if heard.passing else False, "", f"{way}: {_why(error)}")
+        at_once = f"up to {MOST_NAMED}" if way == NamedTokens().name else ""
+        listed = [i for i, word in enumerate(words) if f"token_id:{word}" in self._longest]
+        gaps = np.array([rows[0, i] - self._longest[f"token_id:{words[i]}"] for i in listed])
+        if way == "equal bias":  # exact relative to each other only
+            gaps = gaps - np.median(gaps) if listed else gaps
+        if listed and np.abs(gaps).max() > APART:
+            return self.note(name, False, "", f"{way}: its values contradict the server's own list")
+        agreed = f", {len(listed)} agree with the list" if listed else ""
+        return self.note(name, True, at_once, f"{way}: all of {len(words)} ids came back{agreed}")
 
     async def keys_by_id(self) -> Finding:
         """``return_tokens_as_token_ids``: without it, tokens that decode alike collapse into one entry."""
-        answer = await self._complete({"logprobs": 5, "return_tokens_as_token_ids": True})
-        keys = list(_top(answer))
-        by_id = bool(keys) and all(key.startswith("token_id:") for key in keys)
-        return self._note(
-            "lists keyed by id", by_id, "", f"keys like {keys[0]!r}" if keys else "no list came"
-        )
+        name = "lists keyed by id"
+        if name in self.findings:
+            return self.findings[name]
+        if self.dialect.keyed:
+            return self.note(name, True, "", f"{self.dialect.path} always does")
+        if not self.dialect.takes_ids:
+            return self.note(name, False, "", "chat lists texts")
+        heard = await self.ask(fields={"return_tokens_as_token_ids": True})
+        if not heard.top:
+            return self.refused(name, heard)
+        by_id = all(key.startswith("token_id:") for key in heard.top)
+        return self.note(name, by_id, "", f"return_tokens_as_token_ids: keys like {next(iter(heard.top))!r}")
 
-    async def touched_by(self, what: str, fields: Mapping[str, object]) -> Finding:
-        """Whether `fields` change the numbers that are reported for the most probable token."""
+    async def top_list(self) -> Finding:
+        """The longest list of probable tokens: a refusal says what is allowed, and what comes is counted."""
+        name = "top-k list"
+        if name in self.findings:
+            return self.findings[name]
+        by_id = not self.dialect.keyed and (await self.keys_by_id()).found
+        fields = {"return_tokens_as_token_ids": True} if by_id else {}
+        heard, asked = await self.ask(k=self.dialect.most, fields=fields), self.dialect.most
+        tries = [20, 5, 1]
+        while not heard.top and not heard.passing and tries:
+            told = [n for n in map(int, _LIMIT.findall(heard.words)) if 0 < n < asked]
+            asked, tries = (min(told), tries) if told else (tries[0], tries[1:])
+            heard = await self.ask(k=asked, fields=fields)
+        self._longest = heard.top
+        if not heard.top:
+            return self.refused(name, heard)
+        got = len(heard.top)
+        how = f"asked for {asked}, got {got}"
+        if got < asked and not by_id and not self.dialect.keyed:
+            how += " (tokens of one text are one entry)"
+        return self.note(name, True, str(min(got, asked)), how)
+
+    async def touched_by(self, what: str, fields: Fields, *, temperature: float = 0.0) -> Finding:
+        """Whether `fields` change the numbers that are reported, and whether what is generated obeys them."""
         name = f"{what} changes logprobs"
-        plain = _top(await self._complete({"logprobs": 5, "temperature": 1.0}))
-        answer = await self._complete({"logprobs": 5, "temperature": 1.0, **fields})
-        other = _top(answer)
-        if not plain or not other:
-            return self._note(name, None, "", f"refused: {_words(answer)}"[:120])
-        common = set(plain) & set(other)
-        moved = max((abs(plain[key] - other[key]) for key in common), default=math.inf)
-        return self._note(name, moved > 0.05, "", f"by {moved:.2f} nats" if common else "the list is another")
+        plain = await self.plain(temperature)
+        other = await self.ask(temperature=temperature, fields=fields)
+        if not plain.top or not other.top:
+            return self.refused(name, other if plain.top else plain)
+        moved = apart(plain.top, other.top)
+        how = f"by {moved:.2g} nats" if moved < math.inf else "the list is another"
+        if moved <= APART:
+            obeyed = plain.replies[0].text != other.replies[0].text and not temperature
+            how = "what is generated obeys it, the numbers do not change" if obeyed else "nothing changes"
+        return self.note(name, moved > APART, "", how)
+
+    async def temperature(self) -> Finding:
+        return await self.touched_by("temperature", {"temperature": 2.0}, temperature=1.0)
+
+    async def bias(self) -> Finding:
+        """A bias of 100 on the first token of the sample, which is not a likely one after it."""
+        if not self.ids:
+            return self.note("bias changes logprobs", None, "", "no token ids to name")
+        return await self.touched_by("bias", self.dialect.bias(self.ids[0], 100.0))
+
+    async def grammar(self) -> Finding:
+        return await self.touched_by("grammar", self.dialect.grammar(CHOICES))
 
     async def echo(self) -> Finding:
-        """``echo`` with log-probabilities: prompts' own tokens scored (teacher forcing)."""
-        answer = await self._complete({"echo": True, "max_tokens": 0, "logprobs": 1})
-        values = _at(answer, "choices", 0, "logprobs", "token_logprobs")
-        found = isinstance(values, list) and len(values) > 2 and all(isinstance(v, float) for v in values[1:])
-        return self._note(
-            "echo logprobs", found, "", f"{len(values)} values" if found else _words(answer)[:100]
+        """``echo`` with log-probabilities: the prompt's own tokens are scored (teacher forcing)."""
+        heard = await self.ask(
+            fields={"echo": True, "max_tokens": 0, "logprobs": 1}, dialect=Completions(), sane=False
+        )
+        values = at(heard.raw, "choices", 0, "logprobs", "token_logprobs")
+        return self._own_tokens(
+            "echo logprobs", values[1:] if isinstance(values, list) else None, heard.words
         )
 
     async def prompt_logprobs(self) -> Finding:
         """vLLM's ``prompt_logprobs``."""
-        answer = await self._complete({"prompt_logprobs": 0})
-        rows = _at(answer, "choices", 0, "prompt_logprobs")
-        found = isinstance(rows, list) and len(rows) > 2
-        return self._note(
-            "prompt_logprobs", found, "", f"{len(rows)} rows" if found else _words(answer)[:100]
-        )
+        heard = await self.ask(fields={"prompt_logprobs": 0}, dialect=Completions(), sane=False)
+        rows = at(heard.raw, "choices", 0, "prompt_logprobs")
+        values = None
+        if isinstance(rows, list):
+            keys = [str(i) for i in self.ids[1:]] or [next(iter(row or [""])) for row in rows[1:]]
+            values = [at(row, key, "logprob") for row, key in zip(rows[1:], keys, strict=False)]
+        return self._own_tokens("prompt_logprobs", values, heard.words)
 
-    async def vectors(self, table: TokenTable | None) -> Finding:
-        """``prompt_embeds``: the embeddings of a text must score as its token ids do."""
-        name = "soft prompts"
-        if table is None or not self.ids:
-            payload = torch_bytes(np.zeros((2, 8), dtype=np.float32))
-        else:
-            payload = torch_bytes(table.embeddings[list(self.ids)])
-        fields = {"prompt_embeds": [base64.b64encode(payload).decode()], "prompt": None}
-        way = NamedTokens()
-        words = sorted(set(self.ids)) or [0]
-        answer = await self._complete({**fields, **way.fields(words)})
-        refused = _words(answer)
-        if table is None:
-            # Vectors of a wrong width: a server that takes vectors complains about their width.
-            takes = "hidden" in refused or "shape" in refused or "size" in refused
-            return self._note(name, takes, "", refused[:100] or "prompt_embeds ignored")
-        try:
-            soft = checked([way.read(answer["choices"][0], words)], len(words), "the server")[0]
-            plain = await self._complete({"prompt": [list(self.ids)], **way.fields(words)})
-            hard = checked([way.read(plain["choices"][0], words)], len(words), "the server")[0]
-        except (*_SHAPE_ERRORS, BackendError):
-            return self._note(name, False, "", refused[:120] or "prompt_embeds ignored")
-        apart = float(np.abs(soft - hard).max())
-        return self._note(
-            name, apart < 0.1, "", f"a text's embeddings score as its ids do, but for {apart:.1g}"
-        )
+    def _own_tokens(self, name: str, values: list[Any] | None, refused: str) -> Finding:
+        if not values:
+            return self.note(name, False, "", refused or "the field is ignored")
+        numbers = [v for v in values if isinstance(v, int | float) and -9000.0 < v <= 0.0]
+        if len(numbers) < len(values) or not any(numbers) or (self.ids and len(values) + 1 < len(self.ids)):
+            return self.note(name, False, "", f"only {len(numbers)} of {len(values)} values can be right")
+        return self.note(name, True, "", f"{len(values)} values for the prompt's own tokens")
+
+    # Running ----------------------------------------------------------------------------------
 
     async def noise(self) -> Finding:
         """Standard deviation of a log-probability over repeats, alone and in a list, in nats."""
-        fields = {"logprobs": 5}
-        rows: list[dict[str, float]] = []
-        for _ in range(_REPEATS):
-            rows.append(_top(await self._complete(fields)))
-        answer = await self._complete({"prompt": [self._prompt()] * 8, **fields})
-        choices = answer.get("choices", ()) if isinstance(answer, dict) else ()
-        rows += [_top({"choices": [choice]}) for choice in choices]
+        heard = [await self.ask() for _ in range(_REPEATS)]
+        listed = await self.ask([self.prompt()] * 8) if self.dialect.takes_ids else heard[0]
+        rows = [h.top for h in heard]
+        if self.dialect.takes_ids:
+            rows += [reply.top for reply in listed.replies]
         common = set.intersection(*(set(row) for row in rows)) if all(rows) else set()
         if not common:
-            return self._note("noise", None, "0", "no lists to compare")
+            return self.note("noise", None, "0", "no lists to compare")
+        names = {reply.name for h in heard for reply in h.replies}
+        if len(names) == 1 and names != {""}:
+            return self.note("noise", None, "0", "repeats are copies of one answer: something caches answers")
         values = np.array([[row[key] for key in sorted(common)] for row in rows])
         spread = float(values.std(axis=0).max())
-        return self._note("noise", spread > 0, f"{spread:.2g}", f"{len(rows)} repeats, alone and in a list")
+        where = "alone and in a list" if len(rows) > _REPEATS else "alone"
+        return self.note("noise", spread > 0, f"{spread:.2g}", f"nats, over {len(rows)} repeats, {where}")
 
     async def prefix_cache(self) -> Finding:
-        """A long prompt twice: the second answer's usage must name cached tokens."""
+        """A long prompt that no one has sent before, twice: only the second time may it be cached."""
         name = "prefix cache"
-        long = [list(self.ids) * 24] if self.ids else [SAMPLE * 24]
-        details: object = None
-        for _ in range(2):
-            answer = await self._complete({"prompt": long})
-            details = _at(answer, "usage", "prompt_tokens_details", "cached_tokens")
-        if details is None:
-            return self._note(name, None, "", "usage does not say (vLLM: --enable-prompt-tokens-details)")
-        return self._note(name, bool(details), str(details), "cached tokens when asked again")
+        prompt: Text = " ".join(_shuffled(SAMPLE.split()))
+        if self.ids and self.dialect.takes_ids:
+            prompt = _shuffled(self.ids)
+        heard = [await self.ask([prompt]) for _ in range(2)]
+        if not heard[1].replies:
+            return self.refused(name, heard[1])
+        first, second = (h.replies[0].cached if h.replies else None for h in heard)
+        if second is None:
+            return self.note(name, None, "", "answers do not say how much of a prompt was cached")
+        unit = await self._block_size() if self.server == VLLM else ""
+        size = heard[1].replies[0].counted or len(prompt)
+        how = f"of {size} tokens, {second} were cached when asked again, {first or 0} at first"
+        return self.note(name, second > (first or 0), unit, how)
+
+    async def _block_size(self) -> str:
+        self.requests += 1
+        _, text = await self.http.peek("GET", "/metrics")
+        found = re.search(r'vllm:cache_config_info{[^}]*\bblock_size="(\d+)"', str(text))
+        return f"blocks of {found[1]}" if found else ""
+
+    # Routes and words -------------------------------------------------------------------------
+
+    async def completions(self) -> Finding:
+        heard = await self.ask(dialect=Completions())
+        return self._route("completions route", heard, Completions().path)
 
     async def chat(self) -> Finding:
         """The chat route with a list of probable first tokens."""
-        messages = [{"role": "user", "content": "Is water wet? Answer yes or no."}]
-        body = {
-            "model": self.model,
-            "messages": messages,
-            "max_tokens": 1,
-            "logprobs": True,
-            "top_logprobs": 5,
-        }
-        status, answer = await self._post("/v1/chat/completions", body)
-        top = _at(answer, "choices", 0, "logprobs", "content", 0, "top_logprobs")
-        if status == 200 and isinstance(top, list) and top:
-            return self._note("chat logprobs", True, "", f"first token {top[0].get('token')!r}")
-        return self._note("chat logprobs", False, "", f"status {status}: {_words(answer)}"[:120])
+        heard = await self.ask(dialect=Chat())
+        return self._route("chat route", heard, Chat().path)
 
-    # ------------------------------------------------------------------------------------------
+    def _route(self, name: str, heard: Heard, path: str) -> Finding:
+        if not heard.replies:
+            return self.refused(name, heard)
+        numbers = f"a list of {len(heard.top)} log-probabilities" if heard.top else "but no log-probabilities"
+        return self.note(name, True, path, f"it answers, with {numbers}".replace("with but", "but with"))
 
-    def _prompt(self) -> str | list[int]:
-        return list(self.ids) if self.ids else SAMPLE
-
-    async def _complete(self, fields: Mapping[str, object]) -> Any:
-        body: dict[str, object] = {
-            "model": self.model,
-            "prompt": self._prompt(),
-            "max_tokens": 1,
-            "temperature": 0.0,
-        }
-        body.update(fields)
-        _, answer = await self._post("/v1/completions", {k: v for k, v in body.items() if v is not None})
-        return answer
-
-    async def _post(self, path: str, body: Mapping[str, object]) -> tuple[int, Any]:
-        self.requests += 1
-        status, answer = await self.http.peek("POST", path, body)
-        if status == 200 and isinstance(answer, dict) and answer.get("system_fingerprint"):
-            self.system_fingerprint = str(answer["system_fingerprint"])
-        return status, answer
-
-    def _sane(self, top: Mapping[str, float]) -> None:
-        """Raise where a list cannot be one of log-probabilities."""
-        values = sorted(top.values(), reverse=True)[:20]
-        way = [v for v in values if v > -9000.0]
-        if not way or (len(way) > 1 and all(v == 0.0 for v in way)):
-            raise BackendError("the list holds only zeros or -9999: they are not log-probabilities")
-        if not all(math.isfinite(v) for v in way) or sum(math.exp(min(v, 1.0)) for v in way) > 1.01:
-            raise BackendError("the list's probabilities sum to more than 1: they are not log-probabilities")
-
-    def _note(self, name: str, found: bool | None, value: str, how: str) -> Finding:
-        self.findings[name] = Finding(name, found, value, " ".join(how.split()))
-        return self.findings[name]
+    async def label(self, word: str) -> Finding:
+        """Whether a label word is a single token, alone and after the sample, and the same one."""
+        name = f"label {word!r}"
+        if not self.ids:
+            return self.note(name, None, "", "no tokenise route to ask")
+        alone, after = await self.tokenize(word), await self.tokenize(SAMPLE + word)
+        n = len(self.ids)
+        if not alone or not after:
+            return self.note(name, None, "", "the tokenise route did not answer")
+        if len(alone) != 1:
+            return self.note(name, False, "", f"{len(alone)} tokens: {alone[:8]}")
+        if tuple(after) != (*self.ids, alone[0]):
+            return self.note(name, False, "", f"token {alone[0]} alone, but {after[n - 1 :]} within a text")
+        twins = [
+            f.name
+            for f in self.findings.values()
+            if f.name.startswith("label ") and f.value == f"id {alone[0]}"
+        ]
+        if twins and name not in twins:
+            return self.note(name, False, "", f"the same token as {twins[0]}")
+        return self.note(name, True, f"id {alone[0]}", "one token, alone and within a text")
 
 
-async def served_model(http: Http, model: str | None) -> Mapping[str, Any]:
-    """The entry of ``/v1/models`` for `model`, or the only or first one.
-
-    Raises:
-        BackendError: The server does not answer, or does not serve it.
-    """
-    answer = await http.get("/v1/models")
-    try:
-        entries = {str(entry["id"]): entry for entry in answer["data"]}
-        first = next(iter(entries))
-    except (*_SHAPE_ERRORS, StopIteration) as error:
-        raise expected(f"{http.base_url}/v1/models", error) from error
-    if model is not None and model not in entries:
-        raise BackendError(
-            f"{http.base_url} does not serve {model!r} but {', '.join(entries)}", "correct backend.model"
-        )
-    found: Mapping[str, Any] = entries[model or first]
-    return found
+def _shuffled(parts: Sequence[T]) -> list[T]:
+    """24 times `parts`, each time in an order of its own."""
+    return [part for _ in range(24) for part in random.sample(parts, len(parts))]
 
 
-def _top(answer: Any) -> dict[str, float]:
-    found = _at(answer, "choices", 0, "logprobs", "top_logprobs", 0)
-    if not isinstance(found, dict):
-        return {}
-    return {str(key): float(value) for key, value in found.items() if isinstance(value, int | float)}
+def _why(error: Exception) -> str:
+    return error.message if isinstance(error, BackendError) else str(error)
 
 
-def _at(answer: Any, *path: str | int) -> Any:
-    """What lies at a path of keys and places; None where the way ends."""
-    for step in path:
-        try:
-            answer = answer[step]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return answer
-
-
-def _words(answer: Any) -> str:
-    """What a refusal says; nothing for an answer."""
-    if isinstance(answer, dict) and "choices" in answer:
-        return ""
-    if isinstance(answer, dict):
-        return error_words(answer)[0]
-    return str(answer)
+def _or_none(value: object) -> str:
+    return "none" if value is None else str(value)

@@ -33,10 +33,10 @@ def torch_bytes(tensor: npt.NDArray[np.float32]) -> bytes:
 
 
 def bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """The upper halves of float32 numbers, rounded to nearest, ties to even."""
+    """The upper halves of float32 numbers, rounded to nearest, ties to even; NaN stays NaN."""
     bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
     rounded = bits + 0x7FFF + ((bits >> 16) & 1)
-    return np.asarray((rounded >> 16).astype("<u2"))
+    return np.where(np.isnan(values), 0x7FC0, rounded >> 16).astype("<u2")
 
 
 def _pickle(rows: int, columns: int) -> bytes:

@@ -27,7 +27,7 @@ from fedbpt_api.scoring.backend import Bools, Floats
 MOST_NAMED = 128  # vLLM's MAX_LOGPROB_TOKEN_IDS
 _EXCESS = 1e-2  # by which probabilities may sum to more than 1: bfloat16's rounding
 _NEVER = -9000.0  # servers write -9999 for minus infinity
-_BELOW = 12.0  # nats below the list's mass at which a bound is put where the mass leaves nothing
+_REST = 1e-6  # what a list leaves is known no better: the servers' numbers are float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class NamedTokens:
     def read(self, choice: Mapping[str, Any], words: Sequence[int]) -> Reading:
         top = choice["logprobs"]["top_logprobs"][0]
         try:
-            return Reading([top[f"token_id:{word}"] for word in words], [True] * len(words))
+            return Reading([float(top[f"token_id:{word}"]) for word in words], [True] * len(words))
         except KeyError as missing:
             raise BackendError(
                 f"the server did not answer for {missing}: it ignores logprob_token_ids",
@@ -166,8 +166,7 @@ def bounded(found: Mapping[str, float], keys: Sequence[str]) -> Reading:
     if not found:
         raise BackendError("the server sent an empty list of log-probabilities", "run fedbpt probe on it")
     rest = 1.0 - sum(math.exp(min(value, 0.0)) for value in found.values())
-    least = min(found.values())
-    bound = min(least, math.log(rest)) if rest > 1e-9 else least - _BELOW
+    bound = min(min(found.values()), math.log(max(rest, _REST)))
     exact = [key in found for key in keys]
     return Reading([found.get(key, bound) for key in keys], exact)
 

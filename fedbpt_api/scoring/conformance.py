@@ -17,8 +17,10 @@ from collections.abc import Awaitable, Callable
 from typing import ClassVar, TypeVar
 
 import numpy as np
+import pytest
 
-from fedbpt_api.scoring.backend import Backend, Prompt
+from fedbpt_api.errors import FedbptError
+from fedbpt_api.scoring.backend import Backend, Prompt, Soft
 
 T = TypeVar("T")
 TEXTS = ("The film was a delight from start to end", "Two hours of my life that I want back", "It was fine")
@@ -156,6 +158,16 @@ class BackendConformance:
             scores = await backend.score([], words)
             assert scores.logprobs.shape == (0, len(words))
             assert scores.usage.scored == 0
+
+        self.run(test)
+
+    def test_vectors_are_refused_where_they_are_not_taken(self) -> None:
+        async def test(backend: Backend) -> None:
+            if backend.info.soft:
+                return
+            (prompt, *_), words = await self._prompts(backend), await self._words(backend)
+            with pytest.raises(FedbptError):
+                await backend.score([Prompt(prompt.ids, 0, Soft(np.zeros((2, 8))), 0)], words)
 
         self.run(test)
 
