@@ -70,6 +70,8 @@ class ToyBackend:
         seed: Another seed is another model with the same vocabulary.
         context: Longest input in tokens.
         embeddings: Whether it gives its token table away.
+        soft: Whether it takes vectors: each is read as the token whose embedding is nearest.
+        complete: Whether it says that every named word comes back.
         hold: While it is not set, requests that have arrived are not answered. One that nobody sets is
             a server that hangs.
         turns: How many turns of the event loop each request takes; one number a request, 0 after these.
@@ -84,6 +86,8 @@ class ToyBackend:
     seed: int = 0
     context: int = 512
     embeddings: bool = True
+    soft: bool = False
+    complete: bool = True
     hold: asyncio.Event | None = None
     turns: Sequence[int] = ()
     fail_on: frozenset[int] = frozenset()
@@ -112,7 +116,16 @@ class ToyBackend:
 
     @property
     def info(self) -> BackendInfo:
-        return BackendInfo("toy", "toy", f"toy-{self.seed}", self.context, details={"way": "toy"})
+        details = {"way": "toy"}
+        return BackendInfo(
+            "toy",
+            "toy",
+            f"toy-{self.seed}",
+            self.context,
+            details=details,
+            soft=self.soft,
+            complete=self.complete,
+        )
 
     @property
     def notice(self) -> str:
@@ -135,6 +148,7 @@ class ToyBackend:
         )
 
     async def score(self, prompts: Sequence[Prompt], words: Sequence[int]) -> Scores:
+        prompts = [self._read(prompt) for prompt in prompts]
         await self._receive(prompts)
         rows = np.array([self._logprobs(p.ids)[list(words)] for p in prompts]).reshape(-1, len(words))
         mass = np.exp(rows).sum(axis=1)
@@ -143,6 +157,7 @@ class ToyBackend:
         return Scores(rows - np.log(mass)[:, None], exact, mass, self._usage(prompts))
 
     async def top_words(self, prompts: Sequence[Prompt], k: int) -> tuple[list[dict[int, float]], Usage]:
+        prompts = [self._read(prompt) for prompt in prompts]
         await self._receive(prompts)
         lists = []
         for prompt in prompts:
@@ -169,6 +184,16 @@ class ToyBackend:
         longest = max((len(p.ids) for p in prompts), default=0)
         if longest > self.context:
             raise BackendError(f"an input has {longest} tokens, the context holds {self.context}")
+
+    def _read(self, prompt: Prompt) -> Prompt:
+        """The same input with its vectors as token ids."""
+        if prompt.soft is None:
+            return prompt
+        if not self.soft:
+            raise BackendError("the toy was not told to take vectors")
+        apart = ((prompt.soft.vectors[:, None, :] - self._table[None]) ** 2).sum(axis=2)
+        ids = tuple(int(i) for i in apart.argmin(axis=1))
+        return Prompt(prompt.ids[: prompt.at] + ids + prompt.ids[prompt.at :], prompt.shared)
 
     def _usage(self, prompts: Sequence[Prompt]) -> Usage:
         cached = 0

@@ -148,6 +148,7 @@ class Vllm:
             batch=_LIST,
             parallel=8,
             soft=soft,
+            complete=not isinstance(chosen, TopK),
             noise=noise,
         )
         self = cls(http, info, chosen, table, process)

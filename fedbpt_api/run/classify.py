@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from fedbpt_api.scoring.backend import Backend, Usage
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.task import Example
+from fedbpt_api.verbalizer import Verbalizer
 
 _CHUNK = 32
 
@@ -51,15 +52,18 @@ class Classifier:
         """Open the backend that the prompt was tuned on, or another one.
 
         Raises:
-            BackendError: It cannot be opened, or its vocabulary is not the one the prompt was tuned for.
+            BackendError: It cannot be opened.
+            ConfigError: The prompt cannot be used there: a label word is no single token of its model, or
+                a continuous prompt has no place there.
         """
         backend = await open_backend(kind or prompt.model["kind"], log_folder=None, **options)
-        self = cls(prompt, backend)
         try:
-            await self._check()
+            fitting, warnings = await adapted(prompt, backend)
         except BaseException:
             await backend.aclose()
             raise
+        self = cls(fitting, backend)
+        self.warnings += warnings
         return self
 
     async def __aenter__(self) -> Self:
@@ -116,18 +120,69 @@ class Classifier:
         names = np.array(["data"] * len(examples))
         return compare(labels, truth, {"tuned": np.array(said, dtype=np.int64)}, names)
 
-    async def _check(self) -> None:
-        for token, text in zip(self.prompt.verbalizer.words, self.prompt.word_texts, strict=True):
-            if text and await self.backend.detokenize([token]) != text:
-                raise BackendError(
-                    f"token {token} is not {text!r} for {self.backend.info.model}: another vocabulary",
-                    f"use the model it was tuned on: {self.prompt.model['name']}",
-                )
-        if self.backend.info.fingerprint != self.prompt.model["fingerprint"]:
-            self.warnings.append(
-                f"tuned on {self.prompt.model['name']} ({self.prompt.model['fingerprint']}), asked on "
-                f"{self.backend.info.model} ({self.backend.info.fingerprint}): accuracies may differ"
+
+async def adapted(prompt: TunedPrompt, backend: Backend) -> tuple[TunedPrompt, list[str]]:
+    """A tuned prompt as another server can take it, and what that costs, in sentences.
+
+    Where the vocabulary is another, the prompt is sent as text. Where not every word of a weighted
+    verbalizer comes back, the label words with their bias take its place.
+
+    Raises:
+        ConfigError: A label word is no single token there, or the prompt is continuous.
+    """
+    warnings: list[str] = []
+    info, verbalizer = backend.info, prompt.verbalizer
+    words: list[int | None] = list(verbalizer.words)
+    if not await _same_vocabulary(prompt, backend):
+        if prompt.soft is not None:
+            raise ConfigError(
+                f"{info.model} has another vocabulary; a continuous prompt works with its own model only",
+                f"use the model it was tuned on: {prompt.model['name']}",
             )
+        found = [await backend.tokenize(text) if text else () for text in prompt.word_texts]
+        words = [ids[0] if len(ids) == 1 else None for ids in found]
+        prompt = replace(prompt, ids=await backend.tokenize(prompt.text))
+        warnings.append(f"{info.model} has another vocabulary: the prompt and the words are used as text")
+    columns = sorted(column for group in verbalizer.groups for column in group)
+    lost = [prompt.word_texts[column] for column in columns if words[column] is None]
+    if lost:
+        raise ConfigError(
+            f"label words are no single tokens for {info.model}: {', '.join(map(repr, lost))}",
+            "tune for this model, or take a server that has them",
+        )
+    kept = tuple(word for word in words if word is not None)
+    if verbalizer.kind == "weighted" and len(kept) == len(words) <= info.max_words and info.complete:
+        verbalizer = replace(verbalizer, words=kept)
+    elif verbalizer.kind == "weighted" or len(kept) < len(words):
+        reading = verbalizer if verbalizer.kind != "weighted" else prompt.fallback
+        if reading is not verbalizer:
+            warnings.append(
+                f"{info.model} does not answer for all {len(words)} words of the weighted verbalizer "
+                f"({info.details.get('way', 'unknown way')}); the label words with "
+                f"{'their bias' if reading else 'no bias'} are used instead: expect less"
+            )
+        reading = reading or Verbalizer.from_words(verbalizer.words, verbalizer.groups)
+        groups = [[columns.index(column) for column in group] for group in verbalizer.groups]
+        labels = [word for column in columns if (word := words[column]) is not None]
+        verbalizer = Verbalizer.from_bias(labels, groups, reading.scale, reading.bias, kind=reading.kind)
+        prompt = replace(prompt, word_texts=tuple(prompt.word_texts[column] for column in columns))
+    if info.fingerprint != prompt.model["fingerprint"]:
+        warnings.append(
+            f"tuned on {prompt.model['name']} ({prompt.model['fingerprint']}), asked on "
+            f"{info.model} ({info.fingerprint}): accuracies may differ"
+        )
+    return replace(prompt, verbalizer=verbalizer), warnings
+
+
+async def _same_vocabulary(prompt: TunedPrompt, backend: Backend) -> bool:
+    """Whether every word of the verbalizer has the text there that it was tuned with."""
+    for token, text in zip(prompt.verbalizer.words, prompt.word_texts, strict=True):
+        try:
+            if text and await backend.detokenize([token]) != text:
+                return False
+        except BackendError:
+            return False  # a number that this model does not have
+    return True
 
 
 def overall(report: TestReport) -> Row:

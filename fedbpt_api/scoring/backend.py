@@ -120,6 +120,7 @@ class BackendInfo:
         batch: Inputs that one call of `score` should bring.
         parallel: Calls that one client should have under way.
         soft: Whether inputs may hold a continuous prompt.
+        complete: Whether every named word gets its exact value; false where only a short list comes back.
         noise: Standard deviation of a log-probability when the same is asked again, in nats.
     """
 
@@ -132,6 +133,7 @@ class BackendInfo:
     batch: int = 32
     parallel: int = 1
     soft: bool = False
+    complete: bool = True
     noise: float = 0.0
 
 
