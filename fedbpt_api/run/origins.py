@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,14 @@ _SHARE = 0.5  # of a budget that the starting prompts may take
 _MOST = 48  # draws of made-up examples
 _WRITING = 0.06  # of the scored examples that writing lines may take
 _LINES, _LINE = 12, 14  # lines for a label at most, and what a line costs about
+
+
+class Shown(NamedTuple):
+    """A label's example as the template has it: ids before its text, after it, and of the label word."""
+
+    before: Ids
+    after: Ids
+    word: Ids
 
 
 async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessment, PromptSpace]:
@@ -52,7 +61,10 @@ async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessm
                 if not (_affords(assessor) or (forced and draw == 0)):
                     break
                 text, texts = prompts[draw % len(prompts)], _texts(codebook, lines, settings, draw)
-                space = await demonstrations(backend, codebook, text, shown, texts, settings.search.positions)
+                around = [(s.before, s.after + s.word) for s in shown]
+                space = await demonstrations(
+                    backend, codebook, text, around, texts, settings.search.positions
+                )
                 ids = space.decode(0.0 * space.anchors)
                 if space.dimension and len(ids) <= assessor.parties.room:
                     await assessor.assess(ids, "made-up examples")
@@ -111,7 +123,7 @@ def _writing(assessor: Assessor, labels: int) -> int:
     return (_LINES // 4 if few else _LINES) * labels * _LINE
 
 
-async def _written(assessor: Assessor, shown: Sequence[tuple[Ids, Ids]]) -> list[list[Line]]:
+async def _written(assessor: Assessor, shown: Sequence[Shown]) -> list[list[Line]]:
     """For each label the lines that clients had the model write, the most convincing half.
 
     The work is dealt to the clients in turn, to each at most a small share of its own budget.
@@ -119,10 +131,10 @@ async def _written(assessor: Assessor, shown: Sequence[tuple[Ids, Ids]]) -> list
     parties, seed = assessor.parties, assessor.settings.seed
     each = _writing(assessor, len(shown)) // (len(shown) * _LINE)
     jobs: list[Job] = []
-    for label, (before, after) in enumerate(shown):
-        lead = (await parties.backend.detokenize(after)).strip() + "\n"
+    for label, (before, after, word) in enumerate(shown):
+        lead = (await parties.backend.detokenize(after + word)).strip() + "\n"
         ids = await parties.backend.tokenize(lead) + before
-        jobs += [Job(label, ids, before, after[:-1], (seed, label, number)) for number in range(each)]
+        jobs += [Job(label, ids, before, after, (seed, label, number)) for number in range(each)]
     start = assessor.known[parties.start_ids]
     judge = Reference(start.prompt, start.verbalizer)
     dealt: dict[str, list[Job]] = {}
@@ -150,8 +162,8 @@ def _texts(codebook: Codebook, lines: list[list[Line]], settings: Settings, draw
     return [found[int(rng.integers(len(found)))].ids for found in lines]
 
 
-async def _shown(assessor: Assessor) -> tuple[tuple[Ids, Ids], ...]:
-    """For each label the ids before and after its made-up text, as the template has them.
+async def _shown(assessor: Assessor) -> tuple[Shown, ...]:
+    """For each label how its made-up example looks.
 
     Nothing where an example cannot stand before the text: pairs, and prompts after the text.
     """
@@ -164,5 +176,5 @@ async def _shown(assessor: Assessor) -> tuple[tuple[Ids, Ids], ...]:
         return ()
     at = example.text[0] - len(example.before)
     before, after = example.after[:at], example.after[example.text[-1] - len(example.before) + 1 :]
-    firsts = [parties.label_tokens[group[0]] for group in parties.groups]
-    return tuple((before, (*after, word)) for word in firsts)
+    words = [await parties.backend.tokenize(group[0]) for group in parties.task.label_words.words]
+    return tuple(Shown(before, after, word) for word in words)

@@ -16,7 +16,7 @@ from fedbpt_api.run.config import BackendSettings, BudgetSettings, Settings
 from fedbpt_api.run.events import Started
 from fedbpt_api.scoring.backend import Backend, BackendInfo
 from fedbpt_api.scoring.budget import Budget, Limits
-from fedbpt_api.scoring.encode import EncodedText, Encoder, label_tokens, longest
+from fedbpt_api.scoring.encode import EncodedText, Encoder, label_tokens, longest, shortened
 from fedbpt_api.scoring.journal import Journal, secret_of
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.scoring.scorer import Scorer
@@ -121,6 +121,7 @@ async def open_parties(
         soft = settings.search.space == "soft"
         backend = await _open(settings.backend, backends, folder, soft)
         tokens, groups = await label_tokens(backend, task.label_words)
+        warnings += await shortened(backend, task.label_words)
         run_budget = Budget(_limits(settings.budget))
         prompts = {text: await backend.tokenize(text) for text in settings.prompts}
         parties = Parties(backend, task, tokens, groups, run_budget, [], backends, {}, stopping, warnings)

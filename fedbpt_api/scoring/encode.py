@@ -118,10 +118,13 @@ class Encoder:
 
 
 async def label_tokens(backend: Backend, label_words: LabelWords) -> tuple[Ids, tuple[Ids, ...]]:
-    """Token ids of all label words, and for each label the columns of its words.
+    """Token ids that stand for all label words, and for each label the columns of its words.
+
+    A word of several tokens is stood for by its first: where all words begin differently, that is what
+    decides under decoding that is constrained to them, and it costs one call. `shortened` names them.
 
     Raises:
-        ConfigError: Words that are not one token for this model, or that are the same token.
+        ConfigError: Words that are no token at all, or that begin with the same one.
     """
     problems: list[str] = []
     tokens: list[int] = []
@@ -131,14 +134,12 @@ async def label_tokens(backend: Backend, label_words: LabelWords) -> tuple[Ids, 
         group = []
         for word in words:
             ids = await backend.tokenize(word)
-            if len(ids) != 1:
-                pieces = [await backend.detokenize([i]) for i in ids]
-                problems.append(
-                    f"labels.{label}: {word!r} is {len(ids)} tokens for {backend.info.model} "
-                    f"({' + '.join(map(repr, pieces))}), expected one"
-                )
+            if not ids:
+                problems.append(f"labels.{label}: {word!r} is no token for {backend.info.model}")
             elif ids[0] in owner:
-                problems.append(f"labels.{label}: {word!r} is the same token as the word of {owner[ids[0]]}")
+                piece = await backend.detokenize(ids[:1])
+                same = "is the same token as" if len(ids) == 1 else f"begins with {piece!r}, as"
+                problems.append(f"labels.{label}: {word!r} {same} the word of {owner[ids[0]]}")
             else:
                 owner[ids[0]] = label
                 group.append(len(tokens))
@@ -147,6 +148,20 @@ async def label_tokens(backend: Backend, label_words: LabelWords) -> tuple[Ids, 
     if problems:
         raise ConfigError(problems, "take another word, usually a short common one with a blank before it")
     return tuple(tokens), tuple(columns)
+
+
+async def shortened(backend: Backend, label_words: LabelWords) -> list[str]:
+    """For every label word of several tokens, a sentence that says what stands for it."""
+    remarks = []
+    for label, words in zip(label_words.labels, label_words.words, strict=True):
+        for word in words:
+            pieces = [await backend.detokenize([i]) for i in await backend.tokenize(word)]
+            if len(pieces) > 1:
+                remarks.append(
+                    f"labels.{label}: {word!r} is {len(pieces)} tokens for {backend.info.model} "
+                    f"({' + '.join(map(repr, pieces))}); its first one, {pieces[0]!r}, stands for it"
+                )
+    return remarks
 
 
 def longest(sets: Sequence[Sequence[EncodedText]]) -> int:

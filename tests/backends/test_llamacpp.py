@@ -23,7 +23,7 @@ from fedbpt_api.prompts.codebook import (
 from fedbpt_api.prompts.written import CHOICES, write_line
 from fedbpt_api.scoring.backend import Backend, Floats, Prompt
 from fedbpt_api.scoring.conformance import BackendConformance
-from fedbpt_api.scoring.encode import Encoder, label_tokens
+from fedbpt_api.scoring.encode import Encoder, label_tokens, shortened
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.task import LabelWords, Template
 from toy import make_examples
@@ -223,15 +223,15 @@ async def test_the_codebook_holds_words_that_are_one_token(llama: Backend, book:
         assert await llama.tokenize(text) == (token,)
 
 
-async def test_label_words_that_are_not_one_token_are_refused_with_their_pieces(llama: Backend) -> None:
-    words = LabelWords(("a", "b", "c"), ((" positive",), (" flabbergasted",), (" positive", " bad")))
+async def test_label_words_that_begin_with_the_same_token_are_refused(llama: Backend) -> None:
+    words = LabelWords(("a", "b", "c"), ((" positive",), (" flabbergasted",), (" positive", " flabby")))
     with pytest.raises(ConfigError) as caught:
         await label_tokens(llama, words)
-    several, same = caught.value.problems
-    assert several.startswith("labels.b: ' flabbergasted' is ")
-    assert "tokens for smollm2-135m-instruct.Q8_0.gguf (' fl' + " in several
-    assert several.endswith("expected one")
+    same, begins = caught.value.problems
     assert same == "labels.c: ' positive' is the same token as the word of a"
+    assert begins == "labels.c: ' flabby' begins with ' fl', as the word of b"
+    (remark, *_) = await shortened(llama, words)
+    assert "' flabbergasted' is " in remark and "' fl', stands for it" in remark
 
 
 # Refusals ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbpt_api.errors import ConfigError
-from fedbpt_api.scoring.encode import EncodedText, Encoder, label_tokens, longest
+from fedbpt_api.scoring.encode import EncodedText, Encoder, label_tokens, longest, shortened
 from fedbpt_api.task import Example, LabelWords, Template
 from toy import IDS, TEMPLATE, TEXTS, ToyBackend
 
@@ -162,15 +162,23 @@ def test_label_words_become_tokens_and_columns_by_label() -> None:
 
 
 def test_every_label_word_that_cannot_be_used_is_named_with_its_pieces() -> None:
-    words = LabelWords(("n", "p", "o"), ((" bad", "bad"), (" good", " bad"), (" home", " home")))
+    words = LabelWords(("n", "p", "o"), ((" bad", "bad", "big"), (" good", " bad"), (" home", " home")))
     with pytest.raises(ConfigError) as caught:
         asyncio.run(label_tokens(BACKEND, words))
     assert caught.value.problems == [
-        "labels.n: 'bad' is 3 tokens for toy ('b' + 'a' + 'd'), expected one",
+        "labels.n: 'big' begins with 'b', as the word of n",
         "labels.p: ' bad' is the same token as the word of n",
         "labels.o: ' home' is the same token as the word of o",
     ]
     assert "another word" in caught.value.hint
+
+
+def test_a_word_of_several_tokens_is_stood_for_by_its_first() -> None:
+    words = LabelWords(("n", "p"), ((" bad",), ("xyz",)))
+    tokens, columns = asyncio.run(label_tokens(BACKEND, words))
+    assert (tokens, columns) == ((IDS[" bad"], ord("x")), ((0,), (1,)))
+    (remark,) = asyncio.run(shortened(BACKEND, words))
+    assert "labels.p: 'xyz' is 3 tokens" in remark and "'x', stands for it" in remark
 
 
 def test_the_longest_input_is_measured_without_its_prompt() -> None:
