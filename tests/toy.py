@@ -72,6 +72,7 @@ class ToyBackend:
         embeddings: Whether it gives its token table away.
         soft: Whether it takes vectors: each is read as the token whose embedding is nearest.
         complete: Whether it says that every named word comes back.
+        noise: Standard deviation of a log-probability when the same is asked again.
         hold: While it is not set, requests that have arrived are not answered. One that nobody sets is
             a server that hangs.
         turns: How many turns of the event loop each request takes; one number a request, 0 after these.
@@ -88,6 +89,7 @@ class ToyBackend:
     embeddings: bool = True
     soft: bool = False
     complete: bool = True
+    noise: float = 0.0
     hold: asyncio.Event | None = None
     turns: Sequence[int] = ()
     fail_on: frozenset[int] = frozenset()
@@ -125,6 +127,7 @@ class ToyBackend:
             details=details,
             soft=self.soft,
             complete=self.complete,
+            noise=self.noise,
         )
 
     @property
@@ -151,6 +154,7 @@ class ToyBackend:
         prompts = [self._read(prompt) for prompt in prompts]
         await self._receive(prompts)
         rows = np.array([self._logprobs(p.ids)[list(words)] for p in prompts]).reshape(-1, len(words))
+        rows = rows + self.noise * np.random.default_rng(self.requests).normal(size=rows.shape)
         mass = np.exp(rows).sum(axis=1)
         self.answered.update((p.ids, tuple(words)) for p in prompts)
         exact = np.ones(rows.shape, dtype=np.bool_)

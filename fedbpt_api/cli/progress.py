@@ -73,6 +73,8 @@ class Progress:
         status = self._status()
         left = "" if status.left is None else f", {status.left:,} left"
         eta = "" if status.seconds_left is None else f", about {_clock(status.seconds_left)} left"
+        if status.notice:
+            self._print(f"note: {status.notice}")
         self._print(
             f"round {record.round}: best dev loss {_number(record.best_dev_loss)}, accuracy "
             f"{_number(record.best_dev_accuracy)} | {status.scored:,} scored{left}, "
@@ -109,6 +111,8 @@ class Progress:
             record = next((c for c in self._last.clients if c.client == name), None) if self._last else None
             shown = f"dev accuracy {_number(record.dev_accuracy)}" if record else ""
             clients.add_row(f"  {name}", f"{scored:,} scored", shown)
+        if status.notice:
+            return Group(table, clients, Text(f"  {status.notice}", style="yellow", overflow="fold"))
         return Group(table, clients)
 
 

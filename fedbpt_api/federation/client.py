@@ -172,13 +172,20 @@ class Client:
         return ClientFit(self.name, logprobs, labels, groups, seed=(self._seed, self._key))
 
     async def evaluate(
-        self, prompt: AnyPrompt, verbalizer: Verbalizer, part: Literal["train", "dev"] = "dev"
+        self,
+        prompt: AnyPrompt,
+        verbalizer: Verbalizer,
+        part: Literal["train", "dev"] = "dev",
+        repeat: int = 0,
     ) -> Sums:
-        """Sums of cross-entropy and correct answers over the development (or training) texts."""
+        """Sums of cross-entropy and correct answers over the development (or training) texts.
+
+        With another `repeat` the server is asked again, for those that do not answer the same twice.
+        """
         texts = self._dev if part == "dev" else self._train
         if not len(texts):
             return Sums()
-        logprobs = await self.scorer.score(prompt, texts.texts)
+        logprobs, _ = await self.scorer.scores(prompt, texts.texts, repeat)
         losses = verbalizer.losses(logprobs, texts.labels)
         right = verbalizer.logits(logprobs).argmax(axis=1) == texts.labels
         return Sums(len(texts), float(losses.sum()), int(right.sum()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from fedbpt_api.verbalizer import ClientFit, FitReport, Kind, Verbalizer, fit_ov
 
 R = TypeVar("R")
 START = "start"  # the origin of the user's own prompts
+_QUIET = 1e-3  # nats; less noise in a log-probability changes no choice
 _SPREAD = 0.3  # typical standard deviation of two prompts' difference in loss on a text, in nats
 
 
@@ -38,6 +39,7 @@ class Assessment:
             ruled the prompt out.
         floor: `train` of the centre that the prompt was searched from; empty where it was not.
         z: Where a continuous prompt lies in its space.
+        repeated: Whether its development texts were scored twice, on a noisy server.
     """
 
     prompt: AnyPrompt
@@ -47,6 +49,7 @@ class Assessment:
     dev: Mapping[str, Sums]
     floor: Mapping[str, Sums]
     z: Floats | None = None
+    repeated: bool = False
 
     @property
     def clients(self) -> frozenset[str]:
@@ -150,10 +153,37 @@ class Assessor:
             text, z = await parties.backend.detokenize(prompt), None
         floor = self.centre.train if self.centre else {}
         assessment = Assessment(prompt, text, verbalizer, train, dict(sums.got), floor, z)
-        self.known[prompt] = assessment
+        if self._noisy and self.known and assessment.beats(self.best()):
+            rival = self.best()
+            for doubted in (rival, assessment):
+                self.known[doubted.prompt] = await self._again(doubted)
+        self.known.setdefault(prompt, assessment)
+        assessment = self.known[prompt]
         a, dev, chosen = assessment, assessment.dev_sums, self.best() is assessment
         self.tell(Assessed(a.text, origin, a.train_loss, a.loss, dev.mean_loss, dev.accuracy, chosen))
         return assessment
+
+    @property
+    def _noisy(self) -> bool:
+        """Whether a server answers the same question differently."""
+        return any(c.scorer.backend.info.noise > _QUIET for c in self.parties.clients)
+
+    async def _again(self, doubted: Assessment) -> Assessment:
+        """A prompt with its development texts scored a second time, and the mean of both; once only.
+
+        The best of many noisy numbers is better than it looks; so it is looked at twice before it wins.
+        """
+        if doubted.repeated:
+            return doubted
+        second = await self.ask(
+            lambda c: c.evaluate(doubted.prompt, doubted.verbalizer, repeat=1), doubted.dev
+        )
+        dev = {
+            name: Sums(old.n, (old.loss + new.loss) / 2, (old.correct + new.correct) // 2)
+            for name, old in doubted.dev.items()
+            if (new := second.got.get(name)) is not None
+        }
+        return replace(doubted, dev=dev, repeated=True)
 
     def _promising(self, train: Mapping[str, Sums]) -> bool:
         """Whether development texts are worth their price.

@@ -76,6 +76,7 @@ class Status:
         rate: Scored examples a second, over the whole run so far.
         clients: For each client, scored examples spent.
         tested: Test pairs answered, and how many there are.
+        notice: What slows the run down just now; empty while all is well.
     """
 
     phase: str
@@ -86,6 +87,7 @@ class Status:
     rate: float
     clients: dict[str, int]
     tested: tuple[int, int] = (0, 0)
+    notice: str = ""
 
     @property
     def seconds_left(self) -> float | None:

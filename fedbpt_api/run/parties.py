@@ -22,6 +22,7 @@ from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import Task, validate
 
+_LONG = 15.0  # seconds that an answer may take before it is remarked on
 _ROOM = 48  # tokens that a prompt may add to the longest starting prompt
 
 
@@ -73,6 +74,15 @@ class Parties:
                     "test_prompt_tokens": test.spent.prompt_tokens,
                 }
         return table
+
+    @property
+    def notice(self) -> str:
+        """What slows servers down just now, and which requests have been waiting for long."""
+        found = list(dict.fromkeys(backend.notice for backend in self.backends if backend.notice))
+        for client in self.clients:
+            if (seconds := client.scorer.waiting) > _LONG:
+                found.append(f"{client.name} has been waiting for an answer for {seconds:.0f} s")
+        return "; ".join(found)
 
     @property
     def words(self) -> Ids:

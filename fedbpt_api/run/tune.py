@@ -7,6 +7,7 @@ prompt by held-out loss; and, once, the test.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT
-from fedbpt_api.federation.client import Client, Plan, Reference, Sums
+from fedbpt_api.federation.client import Plan, Reference
 from fedbpt_api.federation.runtime import Round, Rules, sample, search_round
 from fedbpt_api.prompts.codebook import codebook_for
 from fedbpt_api.prompts.space import PromptSpace
@@ -24,11 +25,12 @@ from fedbpt_api.run.assess import Assessment, Assessor
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed, Event, Finished, RoundDone, Status, Testing, Warned
 from fedbpt_api.run.folder import RunFolder
+from fedbpt_api.run.meter import Meter, client_record
 from fedbpt_api.run.origins import choose_origin
 from fedbpt_api.run.parties import Parties, open_parties, versions
-from fedbpt_api.run.result import ClientRecord, RoundRecord, RunResult
+from fedbpt_api.run.result import RoundRecord, RunResult
 from fedbpt_api.run.testing import final_test
-from fedbpt_api.scoring.backend import Floats, Usage
+from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.losses import named
 from fedbpt_api.scoring.scorer import Stopped
@@ -37,6 +39,7 @@ from fedbpt_api.verbalizer import Verbalizer, WordSums, encode, merge_words
 
 Stop = Literal["budget", "rounds", "cap", "cancelled"]
 _MOST_IDLE = 20
+_WATCH = 30.0  # seconds between looks at how the servers are
 
 
 class Tuner:
@@ -92,6 +95,7 @@ class Tuner:
             rate=budget.spent.scored / budget.seconds if budget.seconds > 0 else 0.0,
             clients={c.name: c.scorer.budget.spent.scored for c in parties.clients},
             tested=self._tested,
+            notice=parties.notice,
         )
 
     async def run(self) -> RunResult:
@@ -102,6 +106,7 @@ class Tuner:
             FedbptError: The backend or too many clients failed; the best prompt so far is on disk.
         """
         parties: Parties | None = None
+        watching: asyncio.Task[None] | None = None
         try:
             folder = self._folder.path if self._folder is not None else None
             parties = await open_parties(self.settings, self.task, lambda: self._stopping, folder)
@@ -111,9 +116,12 @@ class Tuner:
             self._tell(parties.started(self.settings.budget.scored))
             for message in parties.warnings:
                 self._tell(Warned(message))
+            watching = asyncio.create_task(self._watch(parties))
             stopped = await self._tune(parties, self._assessor)
             return await self._finish(parties, self._assessor, stopped)
         finally:
+            if watching is not None:
+                watching.cancel()
             try:
                 if self._phase not in ("test", "done"):  # there the final one is saved already
                     self._save_best()
@@ -128,7 +136,7 @@ class Tuner:
     async def _tune(self, parties: Parties, assessor: Assessor) -> Stop:
         for budget in (parties.budget, *(client.scorer.budget for client in parties.clients)):
             budget.start()
-        clock = _Meter(parties)
+        clock = Meter(parties)
         try:
             await self._choose_words(parties, assessor)
             codebook = await codebook_for(parties.backend, self.settings.search.coordinates)
@@ -184,7 +192,7 @@ class Tuner:
                 raise Stopped
             if idle == _MOST_IDLE:
                 return "cap"
-            clock = _Meter(parties)
+            clock = Meter(parties)
             asked = sample(parties.clients, rules.participation, self.settings.seed, state.round)
             merged = await search_round(asked, state, aggregator, space, plan, reference, rules)
             state = merged.state
@@ -236,6 +244,13 @@ class Tuner:
         self._tell(Finished(result))
         return result
 
+    async def _watch(self, parties: Parties) -> None:
+        """Warn while a server is slow or in trouble, so that a silent run can be told from a busy one."""
+        while True:
+            await asyncio.sleep(_WATCH)
+            if parties.notice:
+                self._tell(Warned(parties.notice))
+
     # Small parts ----------------------------------------------------------------------------
 
     def _proposals(self, merged: Round) -> list[Floats]:
@@ -250,7 +265,7 @@ class Tuner:
             return FedAvg()
         return FedBPT(self.settings.federation.sigma_rule)
 
-    def _record(self, clock: _Meter, shown: Assessment, merged: Round | None, sigma: float) -> RoundRecord:
+    def _record(self, clock: Meter, shown: Assessment, merged: Round | None, sigma: float) -> RoundRecord:
         assert self._assessor is not None
         best = self._assessor.best()
         used = clock.used()
@@ -269,7 +284,7 @@ class Tuner:
             seconds=clock.seconds(),
             bytes_up=merged.bytes_up * len(searched) if merged else 0,
             bytes_down=merged.bytes_down * len(searched) if merged else 0,
-            clients=tuple(_client_record(c, clock, shown, merged) for c in parties.clients),
+            clients=tuple(client_record(c, clock, shown, merged) for c in parties.clients),
             prompt=best.text,
         )
 
@@ -300,40 +315,3 @@ class Tuner:
             self._folder.append_prompt(event)
         if self._listener is not None:
             self._listener(event)
-
-
-class _Meter:
-    """What has been spent since it was made, overall and by client."""
-
-    def __init__(self, parties: Parties) -> None:
-        self._budget = parties.budget
-        self._spent = parties.budget.spent
-        self._seconds = parties.budget.seconds
-        self._by_client = {c.name: c.scorer.budget.spent.scored for c in parties.clients}
-
-    def used(self) -> Usage:
-        return self._budget.spent - self._spent
-
-    def seconds(self) -> float:
-        return self._budget.seconds - self._seconds
-
-    def scored(self, client: Client) -> int:
-        return client.scorer.budget.spent.scored - self._by_client[client.name]
-
-
-def _client_record(client: Client, clock: _Meter, shown: Assessment, merged: Round | None) -> ClientRecord:
-    sums = shown.dev.get(client.name, Sums())
-    searched = merged.searched.get(client.name) if merged else None
-    note = merged.missing.get(client.name, "") if merged else ""
-    return ClientRecord(
-        client=client.name,
-        answered=(searched is not None or merged is None) and not note,
-        loss=searched.update.loss if searched else float("nan"),
-        dev_loss=sums.mean_loss,
-        dev_accuracy=sums.accuracy,
-        scored=clock.scored(client),
-        distinct=searched.distinct if searched else 1.0,
-        note=note,
-        bytes_up=merged.bytes_up if merged and searched else 0,
-        bytes_down=merged.bytes_down if merged and searched else 0,
-    )

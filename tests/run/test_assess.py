@@ -8,7 +8,12 @@ import pytest
 
 from fedbpt_api.federation.client import Sums
 from fedbpt_api.run.assess import Assessment
+from fedbpt_api.run.events import Assessed, Event
+from fedbpt_api.run.tune import Tuner
+from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.verbalizer import Verbalizer
+from toy import ToyBackend, Toys, make_task
+from toy_runs import make_settings
 
 PLAIN = Verbalizer.from_words((1, 2), ((0,), (1,)))
 Parts = dict[str, tuple[int, float]]
@@ -60,3 +65,26 @@ def test_clients_without_development_texts_count_with_their_training_texts() -> 
     one = judged({"a": (4, 1.0), "b": (4, 0.5)}, {"a": (4, 2.0), "b": (0, 0.0)})
     assert one.clients == {"a", "b"}
     assert one.loss == pytest.approx((4 + 2 + 8) / 12)
+
+
+async def test_on_a_noisy_server_what_wins_was_looked_at_twice(toys: Toys) -> None:
+    """The best of many noisy numbers looks better than it is: winners are asked about again."""
+    task = make_task()
+    toys.opened["toy"] = noisy = ToyBackend(noise=0.3)
+    judged: list[Assessed] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Assessed):
+            judged.append(event)
+
+    result = await Tuner(make_settings(task), task, None, hear).run()
+    winners = {event.prompt for event in judged if event.chosen} | {judged[0].prompt}
+    assert len(winners) > 1 and result.prompt in winners
+    encoder = Encoder(noisy, task.template, task.label_words)
+    for client in task.clients:
+        dev = await encoder.texts(client.dev)
+        for prompt in {event.prompt for event in judged}:
+            ids = await noisy.tokenize(prompt)
+            inputs = {text.with_prompt(ids).ids for text in dev}
+            asked = {i: sum(n for (j, _), n in noisy.answered.items() if j == i) for i in inputs}
+            assert set(asked.values()) <= ({2} if prompt in winners else {0, 1, 2})

@@ -1,0 +1,48 @@
+"""What a stretch of a run cost: the numbers of a round's record."""
+
+from __future__ import annotations
+
+from fedbpt_api.federation.client import Client, Sums
+from fedbpt_api.federation.runtime import Round
+from fedbpt_api.run.assess import Assessment
+from fedbpt_api.run.parties import Parties
+from fedbpt_api.run.result import ClientRecord
+from fedbpt_api.scoring.backend import Usage
+
+
+class Meter:
+    """What has been spent since it was made, overall and by client."""
+
+    def __init__(self, parties: Parties) -> None:
+        self._budget = parties.budget
+        self._spent = parties.budget.spent
+        self._seconds = parties.budget.seconds
+        self._by_client = {c.name: c.scorer.budget.spent.scored for c in parties.clients}
+
+    def used(self) -> Usage:
+        return self._budget.spent - self._spent
+
+    def seconds(self) -> float:
+        return self._budget.seconds - self._seconds
+
+    def scored(self, client: Client) -> int:
+        return client.scorer.budget.spent.scored - self._by_client[client.name]
+
+
+def client_record(client: Client, clock: Meter, shown: Assessment, merged: Round | None) -> ClientRecord:
+    """One client's part of a round's record."""
+    sums = shown.dev.get(client.name, Sums())
+    searched = merged.searched.get(client.name) if merged else None
+    note = merged.missing.get(client.name, "") if merged else ""
+    return ClientRecord(
+        client=client.name,
+        answered=(searched is not None or merged is None) and not note,
+        loss=searched.update.loss if searched else float("nan"),
+        dev_loss=sums.mean_loss,
+        dev_accuracy=sums.accuracy,
+        scored=clock.scored(client),
+        distinct=searched.distinct if searched else 1.0,
+        note=note,
+        bytes_up=merged.bytes_up if merged and searched else 0,
+        bytes_down=merged.bytes_down if merged and searched else 0,
+    )
