@@ -19,7 +19,7 @@ from fedbpt_api.scoring.backend import BackendInfo, Prompt, Scores, TokenTable, 
 from fedbpt_backends.http_json import Http, expected
 from fedbpt_backends.pacing import Pacer
 
-_BIAS = 50.0  # lifts words as unlikely as e^-50 above every other token, and keeps 6 digits in float32
+LIFT = 50.0  # lifts words as unlikely as e^-50 above every other token, and keeps 6 digits in float32
 _SHAPE_ERRORS = (AttributeError, KeyError, IndexError, TypeError, ValueError)
 
 
@@ -81,7 +81,7 @@ class LlamaServer:
 
     async def score(self, prompts: Sequence[Prompt], words: Sequence[int]) -> Scores:
         body = {
-            "logit_bias": [[word, _BIAS] for word in words],
+            "logit_bias": [[word, LIFT] for word in words],
             "n_probs": len(words),
             "post_sampling_probs": True,
             "samplers": ["temperature"],

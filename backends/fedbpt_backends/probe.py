@@ -21,7 +21,7 @@ import numpy as np
 from fedbpt_api.errors import BackendError
 from fedbpt_api.scoring.backend import TokenTable
 from fedbpt_backends.asking import APART, SAMPLE, Asker, Finding, Heard, alike, apart, at
-from fedbpt_backends.dialects import SHAPE_ERRORS, Chat, Completions, Fields, Text
+from fedbpt_backends.dialects import SHAPE_ERRORS, Chat, Completions, Dialect, Fields, Text
 from fedbpt_backends.identify import VLLM, served_model
 from fedbpt_backends.tensor_file import torch_bytes
 from fedbpt_backends.ways import MOST_NAMED, NamedTokens, checked
@@ -98,9 +98,7 @@ class Probe(Asker):
             if "--enable-prompt-embeds" in heard.words:
                 return self.note(name, False, "", "it asks for --enable-prompt-embeds")
             if "prompt_embeds" in heard.words and "torch tensor" in heard.words:
-                return self.note(
-                    name, True, "", "prompt_embeds: it complains only of bytes that are no tensor"
-                )
+                return self.note(name, True, "", "it only complains that our bytes are no tensor")
             known = "prompt_embeds" in heard.words or heard.passing
             return self.note(name, None if known else False, "", heard.words)
         words, way = sorted(set(self.ids)), NamedTokens()
@@ -143,7 +141,7 @@ class Probe(Asker):
                 raise ValueError(f"{int((~exact).sum())} of {len(words)} named ids are missing")
         except (*SHAPE_ERRORS, BackendError) as error:
             return self.note(name, None if heard.passing else False, "", f"{way}: {_why(error)}")
-        at_once = f"up to {MOST_NAMED}" if way == NamedTokens().name else ""
+        at_once = f"up to {MOST_NAMED}" if way == NamedTokens().name else "any number"
         listed = [i for i, word in enumerate(words) if f"token_id:{word}" in self._longest]
         gaps = np.array([rows[0, i] - self._longest[f"token_id:{words[i]}"] for i in listed])
         if way == "equal bias":  # exact relative to each other only
@@ -166,7 +164,7 @@ class Probe(Asker):
         if not heard.top:
             return self.refused(name, heard)
         by_id = all(key.startswith("token_id:") for key in heard.top)
-        return self.note(name, by_id, "", f"return_tokens_as_token_ids: keys like {next(iter(heard.top))!r}")
+        return self.note(name, by_id, "", f"keys like {next(iter(heard.top))!r}")
 
     async def top_list(self) -> Finding:
         """The longest list of probable tokens: a refusal says what is allowed, and what comes is counted."""
@@ -177,7 +175,7 @@ class Probe(Asker):
         fields = {"return_tokens_as_token_ids": True} if by_id else {}
         heard, asked = await self.ask(k=self.dialect.most, fields=fields), self.dialect.most
         tries = [20, 5, 1]
-        while not heard.top and not heard.passing and tries:
+        while not heard.top and not heard.passing and tries and (heard.status != 200 or not heard.words):
             told = [n for n in map(int, _LIMIT.findall(heard.words)) if 0 < n < asked]
             asked, tries = (min(told), tries) if told else (tries[0], tries[1:])
             heard = await self.ask(k=asked, fields=fields)
@@ -201,7 +199,7 @@ class Probe(Asker):
         how = f"by {moved:.2g} nats" if moved < math.inf else "the list is another"
         if moved <= APART:
             obeyed = plain.replies[0].text != other.replies[0].text and not temperature
-            how = "what is generated obeys it, the numbers do not change" if obeyed else "nothing changes"
+            how = "the generated token obeys, the numbers stay" if obeyed else "the numbers stay the same"
         return self.note(name, moved > APART, "", how)
 
     async def temperature(self) -> Finding:
@@ -260,9 +258,11 @@ class Probe(Asker):
         if len(names) == 1 and names != {""}:
             return self.note("noise", None, "0", "repeats are copies of one answer: something caches answers")
         values = np.array([[row[key] for key in sorted(common)] for row in rows])
-        spread = float(values.std(axis=0).max())
+        spread = float((values - values[0]).std(axis=0).max())  # exactly 0 where all are the same
         where = "alone and in a list" if len(rows) > _REPEATS else "alone"
-        return self.note("noise", spread > 0, f"{spread:.2g}", f"nats, over {len(rows)} repeats, {where}")
+        return self.note(
+            "noise", spread > 0, f"{spread:.2g}", f"standard deviation in nats, {len(rows)} repeats, {where}"
+        )
 
     async def prefix_cache(self) -> Finding:
         """A long prompt that no one has sent before, twice: only the second time may it be cached."""
@@ -278,7 +278,7 @@ class Probe(Asker):
             return self.note(name, None, "", "answers do not say how much of a prompt was cached")
         unit = await self._block_size() if self.server == VLLM else ""
         size = heard[1].replies[0].counted or len(prompt)
-        how = f"of {size} tokens, {second} were cached when asked again, {first or 0} at first"
+        how = f"{second} of {size} tokens cached when asked again, {first or 0} at first"
         return self.note(name, second > (first or 0), unit, how)
 
     async def _block_size(self) -> str:
@@ -298,11 +298,15 @@ class Probe(Asker):
         heard = await self.ask(dialect=Chat())
         return self._route("chat route", heard, Chat().path)
 
+    async def native(self, dialect: Dialect) -> Finding:
+        """A server's own route."""
+        return self._route("native route", await self.ask(dialect=dialect), dialect.path)
+
     def _route(self, name: str, heard: Heard, path: str) -> Finding:
         if not heard.replies:
             return self.refused(name, heard)
-        numbers = f"a list of {len(heard.top)} log-probabilities" if heard.top else "but no log-probabilities"
-        return self.note(name, True, path, f"it answers, with {numbers}".replace("with but", "but with"))
+        numbers = f"{len(heard.top)} log-probabilities" if heard.top else "no log-probabilities"
+        return self.note(name, True, path, f"it answers, {numbers}")
 
     async def label(self, word: str) -> Finding:
         """Whether a label word is a single token, alone and after the sample, and the same one."""

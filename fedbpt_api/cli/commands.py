@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from fedbpt_api import __version__
+from fedbpt_api.cli.probe import probe
 from fedbpt_api.cli.progress import Progress
 from fedbpt_api.data import Columns, read_examples
 from fedbpt_api.errors import ConfigError, FedbptError
@@ -225,6 +226,9 @@ def init(
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
     typer.echo(f"wrote {path}; fill in your files and prompts, then: fedbpt tune {path}")
+
+
+app.command()(_exits(probe))
 
 
 @models_app.command("install")

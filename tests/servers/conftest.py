@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import vllm_cpu
+from servers import vllm_cpu
 
 
 @pytest.fixture(scope="session")

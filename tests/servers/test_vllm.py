@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import vllm_cpu
 from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_api.scoring.backend import Backend, Floats, Prompt, Soft
 from fedbpt_api.scoring.conformance import BackendConformance
 from fedbpt_api.scoring.encode import Encoder, label_tokens
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.task import LabelWords, Template
+from servers import vllm_cpu
 from toy import make_examples
 
 pytestmark = pytest.mark.servers
