@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import httpx
 import orjson
@@ -20,6 +20,8 @@ from fedbpt_backends.pacing import Pacer, Refusal, Trouble, persist
 _USER = re.compile(r"//[^/@]*@")  # in an address: name and password
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[!-~](?:[ -~\t]*[!-~])?|")
+SHAPE_ERRORS = (AttributeError, KeyError, IndexError, TypeError, ValueError)
+T = TypeVar("T")
 _KEEP = 2.0  # seconds that an idle connection is kept: uvicorn closes it after 5
 
 
@@ -65,14 +67,28 @@ class Http:
                 'give it as "http://127.0.0.1:8000"',
             ) from error
 
-    async def post(self, path: str, body: object) -> Any:
-        """The JSON answer to a JSON body.
+    async def post(self, path: str, body: object, read: Callable[[Any], T]) -> T:
+        """What `read` makes of the JSON answer to a JSON body.
+
+        An answer that `read` refuses (a BackendError, or another form than it expects) is asked for again:
+        a server or a gateway may have stumbled.
 
         Raises:
             BackendError: It was refused, or every attempt failed.
         """
-        content = orjson.dumps(body)
-        return await persist(self.pacer, lambda: self._send("POST", path, content))
+        content, place = orjson.dumps(body), f"{self.base_url}{path}"
+
+        async def send() -> T:
+            answer = await self._send("POST", path, content)
+            try:
+                return read(answer)
+            except BackendError as error:
+                raise Trouble(error.message, hint=error.hint) from error
+            except SHAPE_ERRORS as error:
+                wrong = expected(place, error)
+                raise Trouble(wrong.message, hint=wrong.hint) from error
+
+        return await persist(self.pacer, send)
 
     async def get(self, path: str) -> Any:
         return await persist(self.pacer, lambda: self._send("GET", path, None))

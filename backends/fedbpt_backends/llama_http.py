@@ -16,11 +16,10 @@ import numpy as np
 
 from fedbpt_api.errors import BackendError
 from fedbpt_api.scoring.backend import BackendInfo, Prompt, Scores, TokenTable, Usage
-from fedbpt_backends.http_json import Http, expected
+from fedbpt_backends.http_json import SHAPE_ERRORS, Http, expected
 from fedbpt_backends.pacing import Pacer
 
 LIFT = 50.0  # lifts words as unlikely as e^-50 above every other token, and keeps 6 digits in float32
-_SHAPE_ERRORS = (AttributeError, KeyError, IndexError, TypeError, ValueError)
 
 
 class LlamaServer:
@@ -41,7 +40,7 @@ class LlamaServer:
                 model = str(props.get("model_path") or props.get("model_alias") or "unknown")
                 window = int(settings.get("n_ctx") or context)
                 slots = int(props.get("total_slots") or 1)
-            except _SHAPE_ERRORS as error:
+            except SHAPE_ERRORS as error:
                 raise expected(f"{http.base_url}/props", error) from error
         except BaseException:
             await http.aclose()
@@ -49,7 +48,7 @@ class LlamaServer:
         http.pacer = Pacer(slots, slots)
         build = str(props.get("build_info", ""))
         identity = hashlib.sha256(f"{build} {model}".encode()).hexdigest()[:16]
-        details = {"build": build, "url": base_url, "way": "equal bias"}
+        details = {"build": build, "url": http.base_url, "way": "equal bias"}
         name = model.rsplit("/", 1)[-1]
         info = BackendInfo(
             "llamacpp", name, identity, min(context, window), 128, details, batch=slots, parallel=2
@@ -66,18 +65,10 @@ class LlamaServer:
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
         body = {"content": text, "add_special": False, "parse_special": False}
-        answer = await self._http.post("/tokenize", body)
-        try:
-            return tuple(int(token) for token in answer["tokens"])
-        except _SHAPE_ERRORS as error:
-            raise expected(f"{self._http.base_url}/tokenize", error) from error
+        return await self._http.post("/tokenize", body, lambda a: tuple(int(t) for t in a["tokens"]))
 
     async def detokenize(self, ids: Sequence[int]) -> str:
-        answer = await self._http.post("/detokenize", {"tokens": list(ids)})
-        try:
-            return str(answer["content"])
-        except _SHAPE_ERRORS as error:
-            raise expected(f"{self._http.base_url}/detokenize", error) from error
+        return await self._http.post("/detokenize", {"tokens": list(ids)}, lambda a: str(a["content"]))
 
     async def score(self, prompts: Sequence[Prompt], words: Sequence[int]) -> Scores:
         body = {
@@ -90,7 +81,7 @@ class LlamaServer:
         answers = await self._complete(prompts, body)
         try:
             rows = np.array([_row(answer, words) for answer, _ in answers]).reshape(-1, len(words))
-        except _SHAPE_ERRORS as error:
+        except SHAPE_ERRORS as error:
             raise expected(f"{self._http.base_url}/completion", error) from error
         exact = rows > -np.inf
         rows = np.where(exact, rows, np.log(np.finfo(np.float32).tiny))
@@ -105,7 +96,7 @@ class LlamaServer:
                 {int(t["id"]): float(t["logprob"]) for t in a["completion_probabilities"][0]["top_logprobs"]}
                 for a, _ in answers
             ]
-        except _SHAPE_ERRORS as error:
+        except SHAPE_ERRORS as error:
             raise expected(f"{self._http.base_url}/completion", error) from error
         return lists, sum((used for _, used in answers), Usage())
 
@@ -123,14 +114,7 @@ class LlamaServer:
         async def one(prompt: Prompt) -> tuple[dict[str, Any], Usage]:
             body = {"prompt": list(prompt.ids), "n_predict": 1, "cache_prompt": True, **extra}
             body["response_fields"] = ["completion_probabilities", "tokens_cached", "timings"]
-            answer = await self._http.post("/completion", body)
-            try:
-                if not answer.get("completion_probabilities"):
-                    raise KeyError("completion_probabilities")
-                evaluated = int(answer.get("timings", {}).get("prompt_n", len(prompt.ids)))
-            except _SHAPE_ERRORS as error:
-                raise expected(f"{self._http.base_url}/completion", error) from error
-            return answer, Usage(1, len(prompt.ids), max(len(prompt.ids) - evaluated, 0), 1)
+            return await self._http.post("/completion", body, lambda answer: _read(answer, prompt))
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -138,6 +122,14 @@ class LlamaServer:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
+
+
+def _read(answer: Any, prompt: Prompt) -> tuple[dict[str, Any], Usage]:
+    """The answer to one prompt, and what it cost."""
+    if not answer.get("completion_probabilities"):
+        raise KeyError("completion_probabilities")
+    evaluated = int(answer.get("timings", {}).get("prompt_n", len(prompt.ids)))
+    return answer, Usage(1, len(prompt.ids), max(len(prompt.ids) - evaluated, 0), 1)
 
 
 def refuse_vectors(prompts: Sequence[Prompt]) -> None:

@@ -39,12 +39,16 @@ class Trouble(Exception):
     Args:
         what: What happened, in the server's words where it had any.
         busy: Whether there were too many requests (429).
+        down: Whether the server itself is in trouble (5xx): everything pauses.
         wait: Seconds that the server asks to wait.
+        hint: What to do where it goes on like that.
     """
 
-    def __init__(self, what: str, *, busy: bool = False, wait: float | None = None) -> None:
+    def __init__(
+        self, what: str, *, busy: bool = False, down: bool = False, wait: float | None = None, hint: str = ""
+    ) -> None:
         super().__init__(what)
-        self.what, self.busy, self.wait = what, busy, wait
+        self.what, self.busy, self.down, self.wait, self.hint = what, busy, down, wait, hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,9 @@ class Refusal:
         if self.code in ("insufficient_quota", "billing_hard_limit_reached"):
             return QuotaError(what, "the account's quota is used up; what was paid for is kept")
         if self.status in _AGAIN:
-            return Trouble(what, busy=self.status == 429, wait=asked_wait(self.headers))
+            return Trouble(
+                what, busy=self.status == 429, down=self.status >= 500, wait=asked_wait(self.headers)
+            )
         if self.status in (401, 403):
             return BackendError(what, "is the key in the environment variable of backend.api_key_env right?")
         return BackendError(what)
@@ -195,13 +201,14 @@ async def persist(pacer: Pacer, send: Callable[[], Awaitable[T]]) -> T:
                                 f"{trouble.what} (and asks to wait {trouble.wait:.0f} s)",
                                 "go on later; what was paid for is kept",
                             ) from trouble
-                        pacer.troubled(trouble, sent)
+                        pacer.troubled(trouble, sent, _backoff(attempt.retry_state) if trouble.down else 0.0)
                         raise
                     pacer.answered()
                 return answer
     except Trouble as trouble:
         raise BackendError(
-            f"{trouble.what} ({ATTEMPTS} times)", "is the server well? what was paid for is kept"
+            f"{trouble.what} ({ATTEMPTS} times)",
+            trouble.hint or "is the server well? what was paid for is kept",
         ) from trouble
     raise AssertionError("unreachable")
 

@@ -15,21 +15,31 @@ from typing import Any
 import numpy as np
 
 from fedbpt_api.errors import BackendError, ConfigError
-from fedbpt_api.scoring.backend import Backend, BackendInfo, Prompt, Scores, Soft, TokenTable, Usage
+from fedbpt_api.scoring.backend import (
+    Backend,
+    BackendInfo,
+    Bools,
+    Floats,
+    Prompt,
+    Scores,
+    Soft,
+    TokenTable,
+    Usage,
+)
 from fedbpt_backends.batching import Batcher
 from fedbpt_backends.checkpoint import read_table
-from fedbpt_backends.http_json import Http, bearer, expected
+from fedbpt_backends.http_json import Http, bearer
 from fedbpt_backends.pacing import Pacer
 from fedbpt_backends.probe import Probe, served_model
 from fedbpt_backends.tensor_file import torch_bytes
 from fedbpt_backends.vllm_process import VllmProcess
-from fedbpt_backends.ways import Choice, NamedTokens, Reading, TopK, Way, checked
+from fedbpt_backends.ways import Choice, NamedTokens, TopK, Way, checked
 
-_LIST = 64  # inputs in a request; vLLM takes 1,024, but a list fails or waits as a whole
-_SHAPE_ERRORS = (AttributeError, KeyError, IndexError, TypeError, ValueError)
+_LIST = 128  # inputs in a request; vLLM takes 1,024, but a list fails or waits as a whole
 _WAYS = ("auto", "logprob_token_ids", "choice", "top-k")
 
-Answer = tuple[Reading | dict[int, float], Usage]
+Row = tuple[Floats, Bools]  # values and exactness of T words
+Answer = tuple[Row | dict[int, float], Usage]
 
 
 async def open_backend(
@@ -146,7 +156,7 @@ class Vllm:
             max_words=chosen.words,
             details=details,
             batch=_LIST,
-            parallel=8,
+            parallel=32,  # what is there at the same time goes as few lists
             soft=soft,
             complete=not isinstance(chosen, TopK),
             noise=noise,
@@ -165,20 +175,13 @@ class Vllm:
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
         body = {"model": self._info.model, "prompt": text, "add_special_tokens": False}
-        answer = await self._http.post("/tokenize", body)
-        try:
-            return tuple(int(token) for token in answer["tokens"])
-        except _SHAPE_ERRORS as error:
-            raise expected(f"{self._http.base_url}/tokenize", error) from error
+        return await self._http.post("/tokenize", body, lambda a: tuple(int(t) for t in a["tokens"]))
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         if len(ids) == 1 and ids[0] in self._texts:
             return self._texts[ids[0]]
-        answer = await self._http.post("/detokenize", {"model": self._info.model, "tokens": list(ids)})
-        try:
-            text = str(answer["prompt"])
-        except _SHAPE_ERRORS as error:
-            raise expected(f"{self._http.base_url}/detokenize", error) from error
+        body = {"model": self._info.model, "tokens": list(ids)}
+        text = await self._http.post("/detokenize", body, lambda a: str(a["prompt"]))
         if len(ids) == 1:
             self._texts[ids[0]] = text
         return text
@@ -189,8 +192,9 @@ class Vllm:
                 await self.detokenize([word])
         soft = any(prompt.soft is not None for prompt in prompts)
         answers = await self._batcher.ask((tuple(words), soft), prompts)
-        readings = [reading for reading, _ in answers if isinstance(reading, Reading)]
-        rows, exact = checked(readings, len(words), self._http.base_url)
+        found = [row for row, _ in answers if isinstance(row, tuple)]
+        rows = np.array([values for values, _ in found]).reshape(-1, len(words))
+        exact = np.array([exact for _, exact in found], dtype=np.bool_).reshape(-1, len(words))
         mass = np.full(len(prompts), np.nan) if self._way.relative else np.exp(rows).sum(axis=1)
         rows -= np.logaddexp.reduce(rows, axis=1, keepdims=True)
         return Scores(rows, exact, mass, sum((used for _, used in answers), Usage()))
@@ -222,19 +226,22 @@ class Vllm:
         body |= (top or self._way).fields(words)
         body |= {"prompt_embeds": [self._vectors(p) for p in prompts]} if soft else {}
         body |= {} if soft else {"prompt": [p.ids for p in prompts]}
-        answer = await self._http.post("/v1/completions", body)
         place = f"{self._http.base_url}/v1/completions"
-        try:
-            self._same(answer.get("system_fingerprint"))
+
+        def read(answer: Any) -> tuple[object, list[Row | dict[int, float]], int]:
             choices = by_index(answer["choices"], len(prompts), place)
-            read = [_listed(c) if top else self._way.read(c, words) for c in choices]
             details = answer["usage"].get("prompt_tokens_details") or {}
             cached = int(details.get("cached_tokens") or 0) if len(prompts) == 1 else 0
-        except _SHAPE_ERRORS as error:
-            raise expected(place, error) from error
+            if top:
+                return answer.get("system_fingerprint"), [_listed(c) for c in choices], cached
+            rows, exact = checked([self._way.read(c, words) for c in choices], len(words), place)
+            return answer.get("system_fingerprint"), list(zip(rows, exact, strict=True)), cached
+
+        fingerprint, found, cached = await self._http.post("/v1/completions", body, read)
+        self._same(fingerprint)
         used = [Usage(1, len(p), 0, 0) for p in prompts]
         used[0] = used[0] + Usage(0, 0, cached, 1)
-        return list(zip(read, used, strict=True))
+        return list(zip(found, used, strict=True))
 
     def _same(self, fingerprint: object) -> None:
         """Refuse answers of another configuration than the one the run began with."""

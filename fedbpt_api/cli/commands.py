@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from fedbpt_api import __version__
+from fedbpt_api.cli.export import export
 from fedbpt_api.cli.probe import probe
 from fedbpt_api.cli.progress import Progress
 from fedbpt_api.data import Columns, read_examples
@@ -229,6 +230,7 @@ def init(
 
 
 app.command()(_exits(probe))
+app.command()(_exits(export))
 
 
 @models_app.command("install")

@@ -50,7 +50,7 @@ class Plan:
     minibatch: int | None
     loss: Loss
     perturb: float = 0.0
-    vocabulary: int = 0
+    vocabulary: Ids = ()
 
 
 @dataclass(frozen=True, slots=True)

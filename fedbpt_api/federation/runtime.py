@@ -24,6 +24,7 @@ from fedbpt_api.scoring.scorer import Stopped
 
 R = TypeVar("R")
 _PURPOSE_SAMPLE = 7
+_ADVICE = "see what the clients say, then start again; lower federation.quorum to go on with fewer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,13 @@ class Answers(Generic[R]):
         got: Answers by client name.
         missing: Why the others are missing.
         spent: Those of them whose own budget is spent.
+        hints: What each of them may do about it.
     """
 
     got: dict[str, R] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     spent: set[str] = field(default_factory=set)
+    hints: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ async def ask_all(
             answers.missing[client.name] = f"no answer within {timeout:g} s"
         elif isinstance(result, FedbptError):
             answers.missing[client.name] = result.message
+            answers.hints[client.name] = result.hint
         elif isinstance(result, BaseException):
             raise result
         else:
@@ -116,10 +120,13 @@ def need_quorum(answers: Answers[R], asked: int, quorum: float) -> None:
         return
     if len(answers.got) + len(answers.spent) >= needed:
         raise BudgetSpent(f"clients {', '.join(sorted(answers.spent))}")
+    told = {hint for hint in answers.hints.values() if hint}
     why = "; ".join(f"{name}: {reason}" for name, reason in sorted(answers.missing.items()))
     raise QuorumError(
         f"only {len(answers.got)} of {asked} clients answered ({why})",
-        "see what the clients say, then start again; lower federation.quorum to go on with fewer",
+        told.pop()
+        if len(told) == 1
+        else "see what the clients say, then start again; lower federation.quorum to go on with fewer",
     )
 
 
@@ -158,7 +165,9 @@ async def search_round(
 
     answers = await ask_all(clients, search, rules.timeout)
     updates: dict[str, Update] = {}
-    accepted: Answers[Searched] = Answers(missing=dict(answers.missing), spent=answers.spent)
+    accepted: Answers[Searched] = Answers(
+        missing=dict(answers.missing), spent=answers.spent, hints=answers.hints
+    )
     for name, (searched, up) in sorted(answers.got.items()):
         update = decode_update(up)
         try:

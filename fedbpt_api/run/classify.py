@@ -133,6 +133,8 @@ async def adapted(prompt: TunedPrompt, backend: Backend) -> tuple[TunedPrompt, l
     warnings: list[str] = []
     info, verbalizer = backend.info, prompt.verbalizer
     words: list[int | None] = list(verbalizer.words)
+    for text in (prompt.text, *prompt.word_texts):
+        await backend.tokenize(text)  # servers that take text alone know only the words they have met
     if not await _same_vocabulary(prompt, backend):
         if prompt.soft is not None:
             raise ConfigError(

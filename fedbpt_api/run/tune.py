@@ -71,7 +71,7 @@ class Tuner:
         self._tested = (0, 0)
         self._assessor: Assessor | None = None
         self._space: PromptSpace | None = None
-        self._vocabulary = 0
+        self._vocabulary: tuple[int, ...] = ()
         self._fallback: Verbalizer | None = None
         self._rounds: list[RoundRecord] = []
 
@@ -140,7 +140,7 @@ class Tuner:
         try:
             await self._choose_words(parties, assessor)
             codebook = await codebook_for(parties.backend, self.settings.search.coordinates)
-            self._vocabulary = max(codebook.tokens)
+            self._vocabulary = codebook.tokens
             self._phase = "starting prompts"
             centre, self._space = await choose_origin(assessor, codebook)
             assessor.centre = centre

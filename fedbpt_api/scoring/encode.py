@@ -56,12 +56,12 @@ class EncodedText:
             return Prompt(self.before + self.after, shared, prompt, at)
         return Prompt(self.before + prompt + self.after, shared)
 
-    def perturbed(self, rate: float, vocabulary: int, rng: np.random.Generator) -> EncodedText:
-        """The text with each of its own tokens replaced by a random one with probability `rate` (eq. 7)."""
+    def perturbed(self, rate: float, vocabulary: Ids, rng: np.random.Generator) -> EncodedText:
+        """The text with each of its own tokens replaced by one of `vocabulary` at that rate (eq. 7)."""
         ids = list(self.before + self.after)
         for position in self.text:
             if rng.random() < rate:
-                ids[position] = int(rng.integers(vocabulary))
+                ids[position] = vocabulary[int(rng.integers(len(vocabulary)))]
         cut = len(self.before)
         return EncodedText(tuple(ids[:cut]), tuple(ids[cut:]), self.text, self.example_first)
 

@@ -150,21 +150,21 @@ async def test_the_loss_of_label_words_alone_is_the_mean_cross_entropy() -> None
 async def test_equation_7_is_the_mean_of_ratios_of_losses_with_and_without_disturbed_texts() -> None:
     clean: Table = {(5, 0, 500, 7): 0.5, (5, 1, 500, 7): 0.75, (5, 2, 500, 7): 0.125}  # losses 1, 2, 3 ln 2
     clouded: Table = {(5, 0, 0, 7): 0.25, (5, 1, 0, 7): 0.5, (5, 2, 0, 7): 0.25}  # losses 2, 1, 2 ln 2
-    plan = replace(PLAN, perturb=1.0, vocabulary=1)  # every token of a text becomes token 0
+    plan = replace(PLAN, perturb=1.0, vocabulary=(0,))  # every token of a text becomes token 0
     loss = await search_loss(clean | clouded, [0, 1, 0], Reference((), PLAIN), (5,), plan)
     assert loss == pytest.approx((1 / 2 + 2 / 1 + 3 / 2) / 3, rel=1e-6)
 
 
 async def test_equation_7_stays_finite_where_a_disturbed_text_has_no_loss() -> None:
     table: Table = {(5, 0, 500, 7): 0.5, (5, 0, 0, 7): 1.0 - 1e-12}
-    plan = replace(PLAN, perturb=1.0, vocabulary=1)
+    plan = replace(PLAN, perturb=1.0, vocabulary=(0,))
     assert math.isfinite(await search_loss(table, [0], Reference((), PLAIN), (5,), plan))
 
 
 async def test_disturbed_texts_keep_their_length_the_template_and_are_drawn_anew_each_round() -> None:
     toy = ToyBackend()
     client = await make_client(backend=toy, train=6)
-    plan = replace(PLAN, iterations=1, perturb=0.3, vocabulary=256)
+    plan = replace(PLAN, iterations=1, perturb=0.3, vocabulary=tuple(range(256)))
     prompt = await start_ids()
     asked: list[set[Ids]] = []
     for number in range(2):

@@ -166,7 +166,7 @@ async def test_nothing_private_can_be_reached_from_anything_that_leaves_a_client
     leaves += [*wire.sent, *map(decode_fit, wire.sent)]
     for part in ("dev", "train"):
         leaves.append(await client.evaluate(prompt, verbalizer, part))
-    for plan in (PLAN, replace(PLAN, perturb=0.3, vocabulary=300, minibatch=7)):
+    for plan in (PLAN, replace(PLAN, perturb=0.3, vocabulary=tuple(range(300)), minibatch=7)):
         searched = await client.search(BROADCAST, space, plan, Reference(prompt, verbalizer))
         up = encode_update(searched.update)
         leaves += [searched, searched.update, up, decode_update(up)]

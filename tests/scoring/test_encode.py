@@ -129,14 +129,14 @@ def test_perturbation_touches_the_text_s_own_positions_alone(
     template: Template, text: str, rate: float, seed: int
 ) -> None:
     (encoded,) = encode(template, Example(text, text_b="often good" if template.is_pair else None))
-    clouded = encoded.perturbed(rate, 40, np.random.default_rng(seed))
+    clouded = encoded.perturbed(rate, tuple(range(40)), np.random.default_rng(seed))
     old, new = encoded.before + encoded.after, clouded.before + clouded.after
     assert len(clouded.before) == len(encoded.before)
     assert (clouded.text, clouded.example_first) == (encoded.text, encoded.example_first)
     changed = {i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b}
     assert changed <= set(encoded.text)
     assert all(0 <= new[i] < 40 for i in changed)
-    again = encoded.perturbed(rate, 40, np.random.default_rng(seed))
+    again = encoded.perturbed(rate, tuple(range(40)), np.random.default_rng(seed))
     assert clouded == again
 
 
@@ -144,7 +144,7 @@ def test_the_rate_is_the_share_of_positions_that_are_replaced() -> None:
     (encoded,) = encode(TEMPLATE, Example("good " * 2000))
     rng = np.random.default_rng(0)
     for rate in (0.0, 0.25, 1.0):
-        new = encoded.perturbed(rate, 100, rng)  # all words of the text have ids above 100
+        new = encoded.perturbed(rate, tuple(range(100)), rng)  # all words of the text have ids above 100
         replaced = np.mean([new.after[i] != encoded.after[i] for i in encoded.text])
         assert abs(replaced - rate) < 0.05
         assert (rate not in (0.0, 1.0)) or replaced == rate
