@@ -36,6 +36,7 @@ from fedbpt_backends.vllm_process import VllmProcess
 from fedbpt_backends.ways import Choice, NamedTokens, TopK, Way, checked
 
 _LIST = 128  # inputs in a request; vLLM takes 1,024, but a list fails or waits as a whole
+_DOUBTS = 2  # times that an inability is asked about again
 _WAYS = ("auto", "logprob_token_ids", "choice", "top-k")
 
 Row = tuple[Floats, Bools]  # values and exactness of T words
@@ -268,7 +269,11 @@ class Vllm:
 
 async def _choose(probe: Probe, way: str) -> tuple[Way, dict[int, str]]:
     """The most exact way that the server really supports, or the one that was asked for."""
-    named, top = await probe.named_tokens(), await probe.top_list()
+    named = await probe.named_tokens()
+    for _ in range(_DOUBTS):  # an answer may be spoilt on its way; the way is chosen for the whole run
+        if not named.found and way in ("auto", "logprob_token_ids"):
+            named = await probe.named_tokens()
+    top = await probe.top_list()
     if way in ("auto", "logprob_token_ids"):
         if named.found:
             return NamedTokens(), {}

@@ -121,7 +121,7 @@ async def test_all_of_them_mixed_change_no_number_either(
     task: Task, weights: Path, tmp_path: Path, whole: Whole, seed: int
 ) -> None:
     fake = FakeVllm()
-    fake.script = now_and_then(QUICK, 0.5, seed)
+    fake.script = now_and_then([fault for fault in QUICK if fault not in ("other ids", "missing")], 0.5, seed)
     result = await run(fake, task, weights, tmp_path / "run")
     assert len(fake.faults) > 5
     assert whole.told_alike(tmp_path / "run", result)
