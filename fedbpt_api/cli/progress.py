@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedbpt_api.run.events import Assessed, Event, RoundDone, Started, Status, Testing, Warned
+from fedbpt_api.run.events import Assessed, Event, Noted, RoundDone, Started, Status, Testing, Warned
 from fedbpt_api.run.present import show_whitespace
 from fedbpt_api.run.result import RoundRecord
 
@@ -54,6 +54,8 @@ class Progress:
                     self._print(f"budget: {event.scored_limit:,} scored examples")
             case Warned():
                 self._print(f"warning: {event.message}")
+            case Noted():
+                self._print(event.message)
             case Assessed() if event.origin in ("start", "made-up examples"):
                 found = f"dev loss {_number(event.dev_loss)}, accuracy {_number(event.dev_accuracy)}"
                 if math.isinf(event.loss):

@@ -130,6 +130,16 @@ class Client:
     def n_dev(self) -> int:
         return len(self._dev)
 
+    @property
+    def text_lengths(self) -> tuple[int, ...]:
+        """Tokens of each training text up to its end, the template's own included."""
+        return tuple(text.text[-1] + 1 if text.text else 0 for text in self._train.texts)
+
+    def moved(self) -> Client:
+        """The same client with the prompt's place right behind its texts."""
+        train, dev = self._train.moved(), self._dev.moved()
+        return Client(self.name, self._key, self._seed, self.scorer, train, dev)
+
     async def word_sums(self, prompt: Ids) -> tuple[tuple[int, float], ...]:
         """At most 500 (token, sum of squared deviations) pairs over the training texts."""
         return word_sums(await self.scorer.top_words(prompt, self._train.texts, _TOP))

@@ -30,7 +30,7 @@ from fedbpt_api.run.schema import (
     Settings,
     VerbalizerSettings,
 )
-from fedbpt_api.task import ClientData, LabelWords, Task, Template, validate
+from fedbpt_api.task import ClientData, LabelWords, Place, Task, Template, validate
 
 __all__ = [
     "BackendSettings",
@@ -168,7 +168,8 @@ def load_task(settings: Settings) -> Task:
     if problems:
         raise ConfigError(problems, "put this right and start again; nothing has been scored yet")
     clients = tuple(ClientData(name, *(part[0] if part else () for part in parts)) for name, parts in groups)
-    template = Template.parse(settings.template, settings.prompt_place)
+    place: Place = "after" if settings.prompt_place == "after" else "before"  # "auto" begins there
+    template = Template.parse(settings.template, place)
     task = Task(template, LabelWords.from_mapping(settings.labels), clients)
     validate(task)
     return task

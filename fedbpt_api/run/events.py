@@ -25,6 +25,13 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True)
+class Noted:
+    """Something was decided by looking at the data or the server."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Assessed:
     """A prompt was scored on all clients' texts, its verbalizer fitted; NaN where not measured."""
 
@@ -60,7 +67,7 @@ class Finished:
     result: RunResult
 
 
-Event = Started | Warned | Assessed | RoundDone | Testing | Finished
+Event = Started | Warned | Noted | Assessed | RoundDone | Testing | Finished
 
 
 @dataclass(frozen=True, slots=True)

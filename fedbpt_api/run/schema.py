@@ -16,7 +16,6 @@ from pydantic import (
 )
 
 from fedbpt_api.run.config_problems import cross_problems
-from fedbpt_api.task import Place
 
 
 def _absolute(path: Path, info: ValidationInfo) -> Path:
@@ -180,7 +179,7 @@ class Settings(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     prompts: tuple[str, ...] = Field(min_length=1)
     template: str
-    prompt_place: Place = "before"
+    prompt_place: Literal["before", "after", "auto"] = "before"
     labels: dict[str, Words]
     columns: ColumnsSettings = ColumnsSettings()
     clients: tuple[ClientSettings, ...] = ()

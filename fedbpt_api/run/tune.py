@@ -23,8 +23,9 @@ from fedbpt_api.prompts.space import PromptSpace
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.assess import Assessment, Assessor
 from fedbpt_api.run.config import Settings
-from fedbpt_api.run.events import Assessed, Event, Finished, RoundDone, Status, Testing, Warned
+from fedbpt_api.run.events import Assessed, Event, Finished, Noted, RoundDone, Status, Testing, Warned
 from fedbpt_api.run.folder import RunFolder
+from fedbpt_api.run.layout import settle_layout
 from fedbpt_api.run.meter import Meter, client_record
 from fedbpt_api.run.origins import choose_origin
 from fedbpt_api.run.parties import Parties, open_parties, versions
@@ -138,6 +139,9 @@ class Tuner:
             budget.start()
         clock = Meter(parties)
         try:
+            if layout := await settle_layout(parties, self.settings):
+                self.settings = assessor.settings = layout.settings
+                self._tell(Noted(layout.why))
             await self._choose_words(parties, assessor)
             codebook = await codebook_for(parties.backend, self.settings.search.coordinates)
             self._vocabulary = codebook.tokens

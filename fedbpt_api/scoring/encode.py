@@ -56,6 +56,11 @@ class EncodedText:
             return Prompt(self.before + self.after, shared, prompt, at)
         return Prompt(self.before + prompt + self.after, shared)
 
+    def moved(self) -> EncodedText:
+        """The same text with the prompt's place right behind it."""
+        ids, at = self.before + self.after, self.text[-1] + 1 if self.text else 0
+        return EncodedText(ids[:at], ids[at:], self.text, True)
+
     def perturbed(self, rate: float, vocabulary: Ids, rng: np.random.Generator) -> EncodedText:
         """The text with each of its own tokens replaced by one of `vocabulary` at that rate (eq. 7)."""
         ids = list(self.before + self.after)
@@ -75,6 +80,10 @@ class EncodedSet:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def moved(self) -> EncodedSet:
+        """The same texts with the prompt's place behind them."""
+        return EncodedSet(tuple(text.moved() for text in self.texts), self.labels)
 
 
 class Encoder:
