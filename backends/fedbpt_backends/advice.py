@@ -55,6 +55,9 @@ def _way(identity: Identity, findings: Mapping[str, Finding]) -> tuple[str, str,
     bounded = f"a word outside the list of {k} is only bounded"
     if identity.server == LLAMA and named:
         return "equal bias", "exact relative to each other, for any number of named words", "llamacpp"
+    if identity.server == SGLANG and named and tokenises:
+        why = "exact over the whole vocabulary; written to its documentation, not run on a server yet"
+        return "token_ids_logprob", why, "sglang"
     if identity.server not in (LLAMA, SGLANG) and tokenises:
         if named:
             most = findings["named-token logprobs"].value
@@ -126,8 +129,6 @@ def _llama(identity: Identity, findings: Mapping[str, Finding]) -> Iterator[str]
 
 
 def _sglang(identity: Identity, findings: Mapping[str, Finding]) -> Iterator[str]:
-    if _yes(findings, "named-token logprobs"):
-        yield "its token_ids_logprob would be exact, but no backend uses it yet: vLLM names tokens too"
     if _yes(findings, "temperature changes logprobs"):
         yield "SGLANG_RETURN_ORIGINAL_LOGPROB=1 in its environment: numbers without the temperature"
     yield "--schedule-policy lpm: requests that begin alike are worked on together"

@@ -23,13 +23,17 @@ from fedbpt_api.errors import FedbptError
 from fedbpt_api.scoring.backend import Backend, Prompt, Soft
 
 T = TypeVar("T")
-TEXTS = ("The film was a delight from start to end", "Two hours of my life that I want back", "It was fine")
 CUE = ".\nSentiment:"
 
 
 class BackendConformance:
     """Inherit from it in a test module; see the module's docstring."""
 
+    TEXTS: ClassVar[tuple[str, ...]] = (
+        "The film was a delight from start to end",
+        "Two hours of my life that I want back",
+        "It was fine",
+    )
     WORDS: ClassVar[tuple[str, ...]] = (" positive", " negative", " neutral")
     RARE: ClassVar[str] = " banana"
     NOISE: ClassVar[float] = 0.05
@@ -54,7 +58,7 @@ class BackendConformance:
 
     async def _prompts(self, backend: Backend) -> list[Prompt]:
         cue = await backend.tokenize(CUE)
-        return [Prompt((await backend.tokenize(text)) + cue) for text in TEXTS]
+        return [Prompt((await backend.tokenize(text)) + cue) for text in self.TEXTS]
 
     async def _words(self, backend: Backend, *words: str) -> tuple[int, ...]:
         ids = [await backend.tokenize(word) for word in words or self.WORDS]
@@ -63,7 +67,7 @@ class BackendConformance:
 
     def test_text_comes_back_from_its_ids(self) -> None:
         async def test(backend: Backend) -> None:
-            for text in (*TEXTS, " leading blank", "line\nbreaks\n\n", "naïve café, 東京 and 🙂"):
+            for text in (*self.TEXTS, " leading blank", "line\nbreaks\n\n", "naïve café, 東京 and 🙂"):
                 ids = await backend.tokenize(text)
                 assert ids and all(isinstance(i, int) and i >= 0 for i in ids)
                 assert await backend.detokenize(ids) == text
@@ -75,8 +79,8 @@ class BackendConformance:
         async def test(backend: Backend) -> None:
             words = await self._words(backend)
             scores = await backend.score(await self._prompts(backend), words)
-            assert scores.logprobs.shape == scores.exact.shape == (len(TEXTS), len(words))
-            assert scores.mass.shape == (len(TEXTS),)
+            assert scores.logprobs.shape == scores.exact.shape == (len(self.TEXTS), len(words))
+            assert scores.mass.shape == (len(self.TEXTS),)
             assert np.isfinite(scores.logprobs).all()
             np.testing.assert_allclose(np.exp(scores.logprobs).sum(axis=1), 1.0, atol=1e-6)
             known = scores.mass[~np.isnan(scores.mass)]
@@ -115,7 +119,7 @@ class BackendConformance:
             )
             rows = np.concatenate([scores.logprobs for scores in asked[:-1]])
             np.testing.assert_allclose(rows, alone, atol=self.BATCH_NOISE)
-            assert asked[-1].logprobs.shape == (len(TEXTS), 2)
+            assert asked[-1].logprobs.shape == (len(self.TEXTS), 2)
 
         self.run(test)
 

@@ -5,6 +5,7 @@ So a prompt's ids are the same beside every text, and the servers' prefix caches
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from fedbpt_api.task import Example, LabelWords, Template
 
 Ids = tuple[int, ...]
 AnyPrompt = Ids | Soft  # as token ids, or as vectors
+_AT_ONCE = 64  # texts that are tokenised at the same time, where a server does it
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,11 @@ class Encoder:
 
     async def texts(self, examples: Sequence[Example]) -> tuple[EncodedText, ...]:
         """Token ids of the filled template, in the order of `examples`."""
-        return tuple([await self._encode(example) for example in examples])
+        found: list[EncodedText] = []
+        for begin in range(0, len(examples), _AT_ONCE):
+            part = examples[begin : begin + _AT_ONCE]
+            found += await asyncio.gather(*(self._encode(example) for example in part))
+        return tuple(found)
 
     async def labelled(self, examples: Sequence[Example]) -> EncodedSet:
         """Texts and labels; every example has a label that the label words know (checked before)."""

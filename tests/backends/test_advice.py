@@ -38,7 +38,7 @@ NO_IDS: Facts = NO_NAMES | {"lists keyed by id": (False, ""), "grammar changes l
         ("vLLM", NO_IDS, "top-200", "openai"),
         ("llama.cpp", {}, "equal bias", "llamacpp"),
         ("llama.cpp", NO_NAMES, "top-200", "openai"),
-        ("SGLang", {}, "top-200", "openai"),
+        ("SGLang", {}, "token_ids_logprob", "sglang"),
         ("OpenAI-compatible", NO_IDS | {"completions route": (False, "")}, "top-200 of chat", "openai"),
         ("OpenAI-compatible", NO_IDS | {"top-k list": (False, "")}, "", ""),
         ("OpenAI-compatible", NO_IDS | {"top-k list": (None, "")}, "", ""),

@@ -35,7 +35,7 @@ async def test_an_unknown_name_is_refused_with_the_nearest_and_all(toys: Toys) -
     with pytest.raises(ConfigError) as caught:
         await registry.open_backend("llamacp")
     assert "'llamacp'" in caught.value.message
-    assert "llamacpp, openai, toy, vllm" in caught.value.message
+    assert "llamacpp, openai, sglang, toy, vllm" in caught.value.message
     assert "did you mean 'llamacpp'?" in caught.value.hint
 
 
