@@ -1,6 +1,7 @@
-"""Label scoring against lm-evaluation-harness (`local-completions`) on the same vLLM: AG's four labels.
+r"""Label scoring against lm-evaluation-harness (`local-completions`) on the same vLLM: AG's four labels.
 
-    FEDBPT_DATA=... python benchmarks/harness.py --url http://127.0.0.1:8001 --weights FOLDER --lm-eval ENV/bin/lm_eval
+    FEDBPT_DATA=... python benchmarks/harness.py --url http://127.0.0.1:8001 --weights FOLDER \
+        --lm-eval ENV/bin/lm_eval
 
 The harness runs as a program of its own with several settings, on articles that no other run sends, so no
 cache helps anybody. Its start-up is taken out by timing it on few and on many articles. Rates are
