@@ -5,7 +5,7 @@
     python benchmarks/throughput.py prefix --url http://127.0.0.1:8001
     python benchmarks/throughput.py client --scored 1000000
 
-`generation`: scored examples a second of a CMA-ES generation (16 candidates on 32 texts, through the
+`generation`: scored examples a second of a CMA-ES generation (8 candidates on 32 texts, through the
 Scorer) against a bare load generator that sends the same kind of token-id requests at its best
 concurrency. `prefix`: of the tokens in whole cache blocks that could be re-used, the share that was, by
 the server's own counters. `client`: processor time that this package takes for a scored example on a
@@ -43,7 +43,7 @@ from fedbpt_api.task import Example, LabelWords, Template
 app = typer.Typer(add_completion=False)
 WORDS = LabelWords(("negative", "positive"), ((" negative",), (" positive",)))
 TEMPLATE = Template.parse("Review: {text}\nSentiment:")
-CANDIDATES, TEXTS, TURNS = 16, 32, 5
+CANDIDATES, TEXTS, TURNS = 8, 32, 3
 BLOCK = 32
 WORDLIST = "the film was a long and quiet story about two people who never meet but know each other"
 Ids = tuple[int, ...]
@@ -119,11 +119,10 @@ async def _generation(kind: str, url: str | None) -> None:
     bare: dict[str, Timed] = {}
     if kind == "vllm":
         assert url is not None
-        for concurrency in (2, 4, 8):
-            for size in (16, 32, 64):
-                bare[f"bare, {concurrency} x {size}"] = _bare_vllm(
-                    url, backend.info.model, encoded, words, concurrency, size
-                )
+        for concurrency, size in ((8, 16), (4, 32), (4, 64), (2, 128)):
+            bare[f"bare, {concurrency} x {size}"] = _bare_vllm(
+                url, backend.info.model, encoded, words, concurrency, size
+            )
     elif url is None:
         bare["bare, a thread a core"] = _bare_embedded(backend, encoded)
     else:
