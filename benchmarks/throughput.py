@@ -45,6 +45,7 @@ WORDS = LabelWords(("negative", "positive"), ((" negative",), (" positive",)))
 TEMPLATE = Template.parse("Review: {text}\nSentiment:")
 CANDIDATES, TEXTS, TURNS = 8, 32, 3
 BLOCK = 32
+JSON = {"Content-Type": "application/json"}
 WORDLIST = "the film was a long and quiet story about two people who never meet but know each other"
 Ids = tuple[int, ...]
 Timed = Callable[[Sequence[Ids]], Awaitable[None]]
@@ -141,7 +142,7 @@ def _bare_vllm(
         fields = {"model": model, "max_tokens": 1, "temperature": 0.0, "logprobs": 1}
         fields |= {"logprob_token_ids": list(words), "return_tokens_as_token_ids": True}
         gate = asyncio.Semaphore(concurrency)
-        async with httpx.AsyncClient(timeout=300) as client:
+        async with httpx.AsyncClient(timeout=300, headers=JSON) as client:
 
             async def one(part: list[Ids]) -> None:
                 async with gate:
@@ -163,7 +164,7 @@ def _bare_llama(url: str, encoded: list[EncodedText], words: Ids, concurrency: i
             "response_fields": ["completion_probabilities"],
         }  # fmt: skip
         gate = asyncio.Semaphore(concurrency)
-        async with httpx.AsyncClient(timeout=300) as client:
+        async with httpx.AsyncClient(timeout=300, headers=JSON) as client:
 
             async def one(ids: Ids) -> None:
                 async with gate:

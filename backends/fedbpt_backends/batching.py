@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 from fedbpt_api.errors import BackendError
 from fedbpt_backends.pacing import Pacer
 
+_OVERLAP = 2
 Q = TypeVar("Q")
 A = TypeVar("A")
 
@@ -107,8 +108,9 @@ class Batcher(Generic[Q, A]):
         kind = self._waiting[0].kind
         if any(self._alone(kind, other) for other in self._flying.values()):
             return None
-        # Spread what is there over the free places, but not into lists too small to be worth a request.
-        places = max(self._pacer.limit - len(self._flying), 1)
+        # Two lists at least, so that the server works on one while the other travels; not more than that,
+        # because every request costs both sides, and not too small to be worth one.
+        places = min(max(self._pacer.limit - len(self._flying), 1), _OVERLAP)
         there = sum(len(a.items) - a.sent for a in self._waiting if a.kind == kind)
         room = min(self._size, max(-(-there // places), self._size // 4, 1))
         parts: list[tuple[_Asked[Q, A], range]] = []
