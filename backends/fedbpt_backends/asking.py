@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedbpt_api.errors import BackendError
-from fedbpt_backends.dialects import SHAPE_ERRORS, Completions, Dialect, Fields, Reply, Text, combined
-from fedbpt_backends.http_json import Http, error_words
+from fedbpt_backends.dialects import Completions, Dialect, Fields, Reply, Text, combined
+from fedbpt_backends.http_json import SHAPE_ERRORS, Http, error_words
 
 SAMPLE = "The weather is fine today, and everybody in the town is"
 APART = 0.3  # nats: more than the noise of any server, less than any of the changes that are made

@@ -14,8 +14,6 @@ from typing import Any, Protocol
 from fedbpt_backends.llama_http import LIFT
 from fedbpt_backends.ways import NamedTokens, Reading, merged
 
-SHAPE_ERRORS = (AttributeError, KeyError, IndexError, TypeError, ValueError)
-
 Text = str | Sequence[int]
 Fields = Mapping[str, object]
 

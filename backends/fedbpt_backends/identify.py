@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedbpt_api.errors import BackendError
-from fedbpt_backends.dialects import SHAPE_ERRORS
-from fedbpt_backends.http_json import Http, error_words, expected
+from fedbpt_backends.http_json import SHAPE_ERRORS, Http, error_words, expected
 
 VLLM, LLAMA, SGLANG, TGI, OLLAMA = "vLLM", "llama.cpp", "SGLang", "TGI", "Ollama"
 UNKNOWN = "OpenAI-compatible"

@@ -20,9 +20,10 @@ from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_api.scoring.backend import Backend, BackendInfo, Prompt, Scores, TokenTable, Usage
 from fedbpt_backends.batching import Batcher
 from fedbpt_backends.first_tokens import NEVER, FirstTokens
+from fedbpt_backends.http_json import SHAPE_ERRORS
 from fedbpt_backends.openai_client import Client
 from fedbpt_backends.openai_pilot import Pilot
-from fedbpt_backends.openai_route import SHAPE_ERRORS, Api, Route, used
+from fedbpt_backends.openai_route import Api, Route, used
 from fedbpt_backends.pacing import Pacer, Trouble
 from fedbpt_backends.text_vocabulary import TextVocabulary
 from fedbpt_backends.ways import Reading, checked

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from fedbpt_api.errors import BackendError
+from fedbpt_backends.http_json import SHAPE_ERRORS
 from fedbpt_backends.openai_client import Client, Refused
-from fedbpt_backends.openai_route import NO_PREFILL, PREFILLS, SHAPE_ERRORS, Api, Prefill, Route
+from fedbpt_backends.openai_route import NO_PREFILL, PREFILLS, Api, Prefill, Route
 from fedbpt_backends.ways import Reading, checked
 
 MOST = 200  # longest list that is asked for

@@ -12,7 +12,6 @@ from fedbpt_backends.ways import merged
 
 Api = Literal["completions", "chat"]
 _FEW = 5
-SHAPE_ERRORS = (AttributeError, KeyError, IndexError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ import numpy as np
 from fedbpt_api.errors import BackendError
 from fedbpt_api.scoring.backend import TokenTable
 from fedbpt_backends.asking import APART, SAMPLE, Asker, Finding, Heard, alike, apart, at
-from fedbpt_backends.dialects import SHAPE_ERRORS, Chat, Completions, Dialect, Fields, Text
+from fedbpt_backends.dialects import Chat, Completions, Dialect, Fields, Text
+from fedbpt_backends.http_json import SHAPE_ERRORS
 from fedbpt_backends.identify import VLLM, served_model
 from fedbpt_backends.tensor_file import torch_bytes
 from fedbpt_backends.ways import MOST_NAMED, NamedTokens, checked

@@ -54,7 +54,13 @@ def ticks(low: float, high: float, most: int) -> tuple[float, ...]:
         raise ValueError(f"no ticks between {low} and {high}")
     raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= raw * (1 - 1e-9))
+    steps = [factor * power for factor in (0.5, 1.0, 2.0, 5.0, 10.0)]
+    at = next(i for i in range(1, len(steps)) if steps[i] >= raw * (1 - 1e-9))
+    # The range may lie between two multiples; those of the next finer step are then still few enough.
+    return _multiples(steps[at], low, high) or _multiples(steps[at - 1], low, high)
+
+
+def _multiples(step: float, low: float, high: float) -> tuple[float, ...]:
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return tuple(i * step for i in range(first, last + 1))
 

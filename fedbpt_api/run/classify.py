@@ -133,17 +133,16 @@ async def adapted(prompt: TunedPrompt, backend: Backend) -> tuple[TunedPrompt, l
     warnings: list[str] = []
     info, verbalizer = backend.info, prompt.verbalizer
     words: list[int | None] = list(verbalizer.words)
-    for text in (prompt.text, *prompt.word_texts):
-        await backend.tokenize(text)  # servers that take text alone know only the words they have met
+    # Before anything else: servers that take text alone know only the words they have met.
+    ids, *found = [await backend.tokenize(text) for text in (prompt.text, *prompt.word_texts)]
     if not await _same_vocabulary(prompt, backend):
         if prompt.soft is not None:
             raise ConfigError(
                 f"{info.model} has another vocabulary; a continuous prompt works with its own model only",
                 f"use the model it was tuned on: {prompt.model['name']}",
             )
-        found = [await backend.tokenize(text) if text else () for text in prompt.word_texts]
-        words = [ids[0] if len(ids) == 1 else None for ids in found]
-        prompt = replace(prompt, ids=await backend.tokenize(prompt.text))
+        words = [pieces[0] if len(pieces) == 1 else None for pieces in found]
+        prompt = replace(prompt, ids=ids)
         warnings.append(f"{info.model} has another vocabulary: the prompt and the words are used as text")
     columns = sorted(column for group in verbalizer.groups for column in group)
     lost = [prompt.word_texts[column] for column in columns if words[column] is None]

@@ -17,7 +17,6 @@ from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.runtime import ask_all
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.parties import Parties
-from fedbpt_api.scoring.backend import Backend
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import Encoder, Ids
 from fedbpt_api.task import Template
@@ -84,8 +83,7 @@ async def _loss(parties: Parties, clients: list[Client], prompt: Ids) -> float:
         raise FedbptError("; ".join(answers.missing.values()))
     fits = [answers.got[name] for name in sorted(answers.got)]
     _, report = await fit_over_clients(fits, parties.label_tokens, parties.groups, kind="bias")
-    n, loss = np.sum(list(report.held_out.values()), axis=0)
-    return float(loss / n)
+    return report.loss
 
 
 def _rearrange(parties: Parties, clients: list[Client], start: Ids, template: Template) -> None:
@@ -94,5 +92,5 @@ def _rearrange(parties: Parties, clients: list[Client], start: Ids, template: Te
     parties.start_ids = start
     parties.task = replace(parties.task, template=template)
     for client in clients:
-        backend: Backend = client.scorer.backend
-        parties.encoders[client.name] = Encoder(backend, template, parties.task.label_words)
+        backend, words = client.scorer.backend, parties.task.label_words
+        parties.encoders[client.name] = Encoder(backend, template, words)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -14,13 +12,14 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+import llama_server
 from fedbpt_api.errors import BackendError, FedbptError
 from fedbpt_api.scoring.backend import Backend, Prompt
 from fedbpt_api.scoring.conformance import BackendConformance
 from fedbpt_api.scoring.encode import Encoder, label_tokens
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.task import LabelWords, Template
-from fedbpt_backends import models, pacing
+from fedbpt_backends import pacing
 from toy import make_examples
 
 WORDS = LabelWords(("negative", "neutral", "positive"), ((" negative",), (" neutral",), (" positive",)))
@@ -28,28 +27,12 @@ PROPS = {"default_generation_settings": {"n_ctx": 512}, "total_slots": 2, "model
 
 # A real server ----------------------------------------------------------------------------------
 
-SERVER = """
-import sys, xllamacpp
-p = xllamacpp.CommonParams()
-p.model.path, p.port = sys.argv[1], 0
-p.n_parallel, p.n_ctx, p.n_batch, p.n_ubatch = 2, 2 * 256, 256, 256
-p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
-p.verbosity, p.warmup, p.cache_ram_mib = -1, False, 0
-server = xllamacpp.Server(p)
-print(server.listening_address, flush=True)
-sys.stdin.read()
-"""
-
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """A llama.cpp server in a process of its own, on a port of its choice."""
-    command = [sys.executable, "-c", SERVER, str(models.find(models.DEFAULT))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        yield child.stdout.readline().strip()
-        child.stdin.close()
+    with llama_server.serve() as address:
+        yield address
 
 
 @pytest.fixture

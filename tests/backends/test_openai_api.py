@@ -6,8 +6,6 @@ import asyncio
 import json
 import logging
 import math
-import subprocess
-import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,11 +18,12 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+import llama_server
 from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_api.scoring.backend import Backend, Prompt, Scores, Soft
 from fedbpt_api.scoring.conformance import BackendConformance
 from fedbpt_api.scoring.registry import open_backend
-from fedbpt_backends import models, pacing
+from fedbpt_backends import pacing
 from fedbpt_backends.first_tokens import FirstTokens, Match
 from fedbpt_backends.openai_api import OpenAIBackend
 from fedbpt_backends.pacing import QuotaError
@@ -493,28 +492,12 @@ async def test_the_identity_is_the_model_s_and_not_the_machine_s() -> None:
 
 # A real server ---------------------------------------------------------------------------------
 
-SERVER = """
-import sys, xllamacpp
-p = xllamacpp.CommonParams()
-p.model.path, p.port = sys.argv[1], 0
-p.n_parallel, p.n_ctx, p.n_batch, p.n_ubatch = 2, 2 * 256, 256, 256
-p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
-p.verbosity, p.warmup, p.cache_ram_mib = -1, False, 0
-server = xllamacpp.Server(p)
-print(server.listening_address, flush=True)
-sys.stdin.read()
-"""
-
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """A llama.cpp server in a process of its own, on a port of its choice."""
-    command = [sys.executable, "-c", SERVER, str(models.find(models.DEFAULT))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        yield child.stdout.readline().strip()
-        child.stdin.close()
+    with llama_server.serve() as address:
+        yield address
 
 
 @pytest.mark.model

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 
+import llama_server
 from fedbpt_api.errors import BackendError
-from fedbpt_backends import models, pacing
+from fedbpt_backends import pacing
 from fedbpt_backends.survey import Survey, as_data, survey
 from liar import Json, Liar, Lie, always, only, same_value
 
@@ -215,27 +214,11 @@ async def test_tokenisers_with_another_answer_are_left_alone() -> None:
 
 # A real server ----------------------------------------------------------------------------------
 
-SERVER = """
-import sys, xllamacpp
-p = xllamacpp.CommonParams()
-p.model.path, p.port = sys.argv[1], 0
-p.n_parallel, p.n_ctx, p.n_batch, p.n_ubatch = 2, 2 * 512, 256, 256
-p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
-p.verbosity, p.warmup, p.cache_ram_mib = -1, False, 0
-server = xllamacpp.Server(p)
-print(server.listening_address, flush=True)
-sys.stdin.read()
-"""
-
 
 @pytest.fixture(scope="module")
 def llama_url() -> Iterator[str]:
-    command = [sys.executable, "-c", SERVER, str(models.find(models.DEFAULT))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        yield child.stdout.readline().strip()
-        child.stdin.close()
+    with llama_server.serve(context=512) as address:
+        yield address
 
 
 @pytest.mark.model

@@ -63,6 +63,7 @@ def test_names_are_escaped() -> None:
         (0.13, 0.87, 5, (0.2, 0.4, 0.6, 0.8)),
         (0, 17508, 5, (0, 5000, 10000, 15000)),
         (-1, 1, 4, (-1, -0.5, 0, 0.5, 1)),
+        (1, 400_002, 2, (200_000, 400_000)),
     ],
 )
 def test_ticks_are_round(low: float, high: float, most: int, expected: tuple[float, ...]) -> None:
