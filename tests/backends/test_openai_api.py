@@ -10,13 +10,11 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 
 import llama_server
 from fedbpt_api.errors import BackendError, ConfigError
@@ -25,12 +23,10 @@ from fedbpt_api.scoring.conformance import BackendConformance
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_backends import pacing
 from fedbpt_backends.first_tokens import FirstTokens, Match
-from fedbpt_backends.openai_api import OpenAIBackend
 from fedbpt_backends.pacing import QuotaError
-from toy import make_examples
+from ranking import WORDS, Messages, ranks_as_native
 
 KEY = "sk-very-secret-0123456789"
-WORDS = (" negative", " neutral", " positive")
 Lists = Mapping[str, float]  # {token: probability}
 
 
@@ -516,52 +512,23 @@ class TestConformance(BackendConformance):
 @pytest.mark.model
 @pytest.mark.parametrize("api", ["completions", "chat"])
 async def test_a_real_server_s_routes_rank_texts_as_its_token_ids_do(url: str, api: str) -> None:
-    texts = [
-        f"Is the mood positive, neutral or negative?\n{e.text}\nMood:" for e in make_examples(50, seed=5)
-    ]
     backend = await open_backend(
         "openai", base_url=url, model="any", api=api, api_key_env=None, top_k=2000, concurrency=2
     )
     native = await open_backend("llamacpp", base_url=url)
     async with httpx.AsyncClient(base_url=url) as http:
+
+        async def templated(asked: str | Messages) -> Sequence[int]:
+            if not isinstance(asked, str):
+                asked = (await http.post("/apply-template", json={"messages": asked})).json()["prompt"]
+            body = {"content": asked, "add_special": api == "completions", "parse_special": True}
+            ids: list[int] = (await http.post("/tokenize", json=body)).json()["tokens"]
+            return ids
+
         try:
-            found = await scores(backend, *texts)
-            assert isinstance(backend, OpenAIBackend)
+            assert await ranks_as_native(backend, native, api, templated) >= 45
             if api == "chat":
                 assert backend.info.details["prefill"] == "automatic"
-            prompts = []
-            for text in texts:
-                asked, _, begun = text.rpartition("\n")
-                chat = [{"role": "user", "content": asked}, {"role": "assistant", "content": begun}]
-                if api == "chat":
-                    text = (await http.post("/apply-template", json={"messages": chat})).json()["prompt"]
-                body = {"content": text, "add_special": api == "completions", "parse_special": True}
-                prompts.append(Prompt(tuple((await http.post("/tokenize", json=body)).json()["tokens"])))
-            variants: list[list[int]] = []
-            for word in WORDS:
-                forms = (
-                    word,
-                    word.strip(),
-                    word.title(),
-                    word.strip().title(),
-                    word.upper(),
-                    word.strip().upper(),
-                )
-                ids = [await native.tokenize(form) for form in (forms if api == "chat" else forms[:1])]
-                variants.append([i[0] for i in ids if len(i) == 1])
-            theirs = await native.score(prompts, [i for ids in variants for i in ids])
         finally:
             await backend.aclose()
             await native.aclose()
-    ends = np.cumsum([0, *map(len, variants)])
-    rows = np.stack(
-        [np.logaddexp.reduce(theirs.logprobs[:, a:b], axis=1) for a, b in pairwise(ends)],
-        axis=1,
-    )
-    kept = found.exact.all(axis=1)
-    assert kept.sum() >= 45
-    assert found.usage.prompt_tokens == sum(len(prompt) for prompt in prompts)
-    apart = np.abs(found.logprobs - rows)[kept]
-    assert np.median(apart) < 0.02, apart
-    for label in range(len(WORDS)):
-        assert spearmanr(found.logprobs[kept, label], rows[kept, label]).statistic >= 0.99
