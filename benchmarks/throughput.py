@@ -2,14 +2,16 @@
 
     python benchmarks/throughput.py generation vllm --url http://127.0.0.1:8001
     python benchmarks/throughput.py generation llamacpp
-    python benchmarks/throughput.py prefix --url http://127.0.0.1:8001
+    python benchmarks/throughput.py generation llamacpp --url http://127.0.0.1:8080
+    python benchmarks/throughput.py prefix vllm --url http://127.0.0.1:8001
+    python benchmarks/throughput.py prefix llamacpp --url http://127.0.0.1:8080
     python benchmarks/throughput.py client --scored 1000000
 
 `generation`: scored examples a second of a CMA-ES generation (8 candidates on 32 texts, through the
 Scorer) against a bare load generator that sends the same kind of token-id requests at its best
-concurrency. `prefix`: of the tokens in whole cache blocks that could be re-used, the share that was, by
-the server's own counters. `client`: processor time that this package takes for a scored example on a
-server that answers at once, and how memory grows.
+concurrency. `prefix`: of the tokens that could be re-used (vLLM: in whole cache blocks; llama.cpp: by
+each slot), the share that was, by the server's own counters. `client`: processor time that this package
+takes for a scored example on a server that answers at once, and how memory grows.
 """
 
 from __future__ import annotations
@@ -95,10 +97,12 @@ async def rates(fresh: Fresh, ours: Timed, bare: dict[str, Timed]) -> None:
 
 async def through_scorer(
     backend: Backend, words: Ids, encoded: list[EncodedText], prompts: Sequence[Ids]
-) -> None:
+) -> int:
+    """Score all; tokens that the server says it had in its cache."""
     scorer = Scorer(backend, Budget())
     scorer.use_words(words)
     await asyncio.gather(*(scorer.score(prompt, encoded) for prompt in prompts))
+    return scorer.budget.spent.cached_tokens
 
 
 @app.command()
@@ -198,26 +202,29 @@ def _bare_embedded(backend: Backend, encoded: list[EncodedText]) -> Timed:
 
 
 @app.command()
-def prefix(url: Annotated[str, typer.Option(help="A vLLM with --block-size 32.")]) -> None:
-    """Re-use of whole blocks of shared prompts, by vLLM's own counters."""
-    asyncio.run(_prefix(url))
+def prefix(
+    kind: Annotated[str, typer.Argument(help="vllm or llamacpp.")],
+    url: Annotated[str, typer.Option(help="The server; a vLLM with --block-size 32.")],
+) -> None:
+    """Re-use of shared prompts, by the server's own counters."""
+    asyncio.run(_prefix(kind, url))
 
 
-async def _prefix(url: str) -> None:
-    backend = await open_backend("vllm", base_url=url)
+async def _prefix(kind: str, url: str) -> None:
+    backend = await open_backend(kind, base_url=url)
     encoded, words, fresh = await prepared(backend)
     prompts = [p + q + r for p, q, r in zip(*(fresh.prompts(CANDIDATES) for _ in range(3)), strict=True)]
-    before = await _hits(url)
-    await through_scorer(backend, words, encoded, prompts)
-    hits = await _hits(url) - before
+    # vLLM keeps whole blocks, for all requests; llama.cpp each token, for each slot.
+    size, first = (BLOCK, 1) if kind == "vllm" else (1, backend.info.batch)
+    before = await _hits(url) if kind == "vllm" else 0.0
+    cached = await through_scorer(backend, words, encoded, prompts)
+    hits = await _hits(url) - before if kind == "vllm" else float(cached)
     could = 0
     for prompt in prompts:
         inputs = [text.with_prompt(prompt) for text in encoded]
-        could += sum(p.shared // BLOCK * BLOCK for p in inputs[1:])
-    print(f"{CANDIDATES} prompts of {len(prompts[0])} tokens, {TEXTS} texts each, blocks of {BLOCK}")
-    print(
-        f"tokens in whole blocks that could be re-used: {could:,}; re-used: {hits:,.0f} ({hits / could:.1%})"
-    )
+        could += sum(p.shared // size * size for p in inputs[first:])
+    print(f"{CANDIDATES} prompts of {len(prompts[0])} tokens, {TEXTS} texts each, blocks of {size}")
+    print(f"tokens that could be re-used: {could:,}; re-used: {hits:,.0f} ({hits / could:.1%})")
     await backend.aclose()
 
 

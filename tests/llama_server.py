@@ -15,7 +15,7 @@ p = xllamacpp.CommonParams()
 p.model.path, p.port = sys.argv[1], 0
 p.n_parallel, p.n_ctx, p.n_batch, p.n_ubatch = 2, 2 * int(sys.argv[2]), 256, 256
 p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
-p.verbosity, p.warmup, p.cache_ram_mib = -1, False, 0
+p.verbosity, p.warmup, p.cache_ram_mib, p.cache_idle_slots = -1, False, 0, False
 server = xllamacpp.Server(p)
 print(server.listening_address, flush=True)
 sys.stdin.read()

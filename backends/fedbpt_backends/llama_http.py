@@ -1,33 +1,82 @@
 """llama.cpp's own HTTP server, by URL: token ids in, label-relative probabilities out.
 
 The server's sampler reports probabilities after a bias that is the same for every named token, so
-their ratios are exact however unlikely they are (no top-k luck). Requests of one call run side by
-side, one a slot; a server that batches them is free to differ in the last digits from call to call.
+their ratios are exact however unlikely they are (no top-k luck). Requests run side by side, one a slot,
+each on the slot that holds its first tokens already; a server that batches them is free to differ in the
+last digits from call to call.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from fedbpt_api.errors import BackendError
 from fedbpt_api.scoring.backend import BackendInfo, Prompt, Scores, TokenTable, Usage
+from fedbpt_api.scoring.encode import Ids
 from fedbpt_backends.http_json import SHAPE_ERRORS, Http, expected
 from fedbpt_backends.pacing import Pacer
 
 LIFT = 50.0  # lifts words as unlikely as e^-50 above every other token, and keeps 6 digits in float32
 
 
+class Slots:
+    """Which slot takes an input: one that holds its stem (its first tokens, which others share).
+
+    Args:
+        n: Slots of the server; each keeps what it evaluated last.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._free = list(range(n))  # the one that has been free for longest is first
+        self._stems: list[Ids] = [()] * n
+        self._waiting: list[tuple[Ids, asyncio.Future[int]]] = []
+
+    @contextlib.asynccontextmanager
+    async def take(self, stem: Ids) -> AsyncIterator[int]:
+        """Wait for a slot; where several inputs wait, one with the slot's own stem goes first."""
+        slot = await self._slot(stem)
+        self._stems[slot] = stem
+        try:
+            yield slot
+        finally:
+            self._give(slot)
+
+    async def _slot(self, stem: Ids) -> int:
+        if self._free:
+            slot = next((i for i in self._free if self._stems[i] == stem), self._free[0])
+            self._free.remove(slot)
+            return slot
+        given: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append((stem, given))
+        try:
+            return await given
+        except asyncio.CancelledError:
+            if given.done() and not given.cancelled():
+                self._give(given.result())  # it was handed over just now
+            raise
+
+    def _give(self, slot: int) -> None:
+        self._waiting = [(stem, given) for stem, given in self._waiting if not given.done()]
+        same = (i for i, (stem, _) in enumerate(self._waiting) if stem == self._stems[slot])
+        if self._waiting:
+            self._waiting.pop(next(same, 0))[1].set_result(slot)
+        else:
+            self._free.append(slot)
+
+
 class LlamaServer:
     """A llama.cpp server that somebody else runs."""
 
-    def __init__(self, http: Http, info: BackendInfo) -> None:
+    def __init__(self, http: Http, info: BackendInfo, slots: int) -> None:
         self._http = http
         self._info = info
+        self._slots = Slots(slots)
 
     @classmethod
     async def connect(cls, base_url: str, context: int, timeout: float = 300.0) -> LlamaServer:
@@ -53,7 +102,7 @@ class LlamaServer:
         info = BackendInfo(
             "llamacpp", name, identity, min(context, window), 128, details, batch=slots, parallel=2
         )
-        return cls(http, info)
+        return cls(http, info, slots)
 
     @property
     def info(self) -> BackendInfo:
@@ -114,7 +163,9 @@ class LlamaServer:
         async def one(prompt: Prompt) -> tuple[dict[str, Any], Usage]:
             body = {"prompt": list(prompt.ids), "n_predict": 1, "cache_prompt": True, **extra}
             body["response_fields"] = ["completion_probabilities", "tokens_cached", "timings"]
-            return await self._http.post("/completion", body, lambda answer: _read(answer, prompt))
+            async with self._slots.take(prompt.ids[: prompt.shared]) as slot:
+                body["id_slot"] = slot
+                return await self._http.post("/completion", body, lambda answer: _read(answer, prompt))
 
         try:
             async with asyncio.TaskGroup() as group:

@@ -57,6 +57,7 @@ class Scorer:
         self._sent: dict[Pair, asyncio.Task[None]] = {}
         self._since: dict[asyncio.Task[None], float] = {}  # when each request was sent
         self._places = asyncio.Semaphore(backend.info.parallel)
+        self._turn = asyncio.Lock()  # a prompt's requests are sent one after another, before the next one's
 
     def use_words(self, words: Ids) -> None:
         """Ask for these T tokens from now on, label words first."""
@@ -141,16 +142,18 @@ class Scorer:
         size = self.backend.info.batch
         under_way = list(dict.fromkeys(self._sent[asked, n] for n in unknown if (asked, n) in self._sent))
         try:
-            for begin in range(0, len(new), size):
-                chunk = new[begin : begin + size]
-                await self._place()
-                if any(task.done() and task.exception() for task in under_way):
-                    self._places.release()
-                    break  # it is raised below
-                work = _work(prompt, [by_number[n] for n in chunk])
-                reserved -= work  # from here on the request's own affair
-                mine = [by_number[n] for n in chunk]
-                under_way.append(self._send(asked, prompt, chunk, mine, work, ask))
+            if new:
+                async with self._turn:
+                    for begin in range(0, len(new), size):
+                        chunk = new[begin : begin + size]
+                        await self._place()
+                        if any(task.done() and task.exception() for task in under_way):
+                            self._places.release()
+                            break  # it is raised below
+                        work = _work(prompt, [by_number[n] for n in chunk])
+                        reserved -= work  # from here on the request's own affair
+                        mine = [by_number[n] for n in chunk]
+                        under_way.append(self._send(asked, prompt, chunk, mine, work, ask))
             for task in under_way:
                 await asyncio.shield(task)
         finally:

@@ -10,16 +10,21 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 import llama_server
 from fedbpt_api.errors import BackendError, FedbptError
 from fedbpt_api.scoring.backend import Backend, Prompt
+from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.conformance import BackendConformance
 from fedbpt_api.scoring.encode import Encoder, label_tokens
 from fedbpt_api.scoring.registry import open_backend
+from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import LabelWords, Template
 from fedbpt_backends import pacing
+from fedbpt_backends.llama_http import Slots
 from toy import make_examples
 
 WORDS = LabelWords(("negative", "neutral", "positive"), ((" negative",), (" neutral",), (" positive",)))
@@ -106,6 +111,76 @@ class TestConformance(BackendConformance):
 
     async def open(self) -> Backend:
         return await open_backend("llamacpp", base_url=self.url)
+
+
+@pytest.mark.model
+async def test_what_a_slot_holds_already_is_not_evaluated_again(url: str) -> None:
+    """Of what each slot could keep of eight prompts, at least nine tenths: by the server's own counters."""
+    backend = await open_backend("llamacpp", base_url=url)
+    try:
+        encoder = Encoder(backend, Template.parse("Tweet: {text}\nSentiment:"), WORDS)
+        texts = await encoder.texts(make_examples(12, seed=3))
+        scorer = Scorer(backend, Budget())
+        scorer.use_words((await label_tokens(backend, WORDS))[0])
+        prompts = [
+            await backend.tokenize(f"{i} ways to say in a word what a tweet is about:\n") for i in range(8)
+        ]
+        await asyncio.gather(*(scorer.score(prompt, texts) for prompt in prompts))
+    finally:
+        await backend.aclose()
+    could = sum(text.with_prompt(prompt).shared for prompt in prompts for text in texts[backend.info.batch :])
+    assert scorer.budget.spent.cached_tokens >= 0.9 * could
+
+
+# Slots ------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), max_size=30), st.integers(1, 4)
+)
+def test_no_more_inputs_than_slots_and_every_input_gets_one(
+    inputs: list[tuple[int, int, bool]], n: int
+) -> None:
+    """Each input has a stem, takes some turns of the loop, and may be given up before it is done."""
+    busy: set[int] = set()
+    done: set[int] = set()
+
+    async def one(slots: Slots, number: int, stem: int, turns: int) -> None:
+        async with slots.take((stem,)) as slot:
+            assert slot not in busy
+            assert 0 <= slot < n
+            busy.add(slot)
+            try:
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            finally:
+                busy.remove(slot)
+        done.add(number)
+
+    async def work() -> None:
+        slots = Slots(n)
+        tasks = [asyncio.create_task(one(slots, i, stem, turns)) for i, (stem, turns, _) in enumerate(inputs)]
+        await asyncio.sleep(0)
+        for task, (_, _, given_up) in zip(tasks, inputs, strict=True):
+            if given_up:
+                task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert not [end for end in ends if isinstance(end, AssertionError)]
+        assert {i for i, (_, _, given_up) in enumerate(inputs) if not given_up} <= done
+
+    asyncio.run(work())
+
+
+async def test_a_slot_goes_to_an_input_whose_first_tokens_it_holds() -> None:
+    slots, order = Slots(1), []
+
+    async def one(stem: int) -> None:
+        async with slots.take((stem,)):
+            order.append(stem)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(one(stem) for stem in (1, 2, 3, 1, 2, 1)))
+    assert order == [1, 1, 1, 2, 2, 3]
 
 
 # Servers that are none --------------------------------------------------------------------------

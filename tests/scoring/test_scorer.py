@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbpt_api.errors import BackendError
-from fedbpt_api.scoring.backend import Floats, Usage
+from fedbpt_api.scoring.backend import Floats, Prompt, Scores, Usage
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
 from fedbpt_api.scoring.encode import EncodedText, Encoder
 from fedbpt_api.scoring.scorer import Scorer, Stopped
@@ -74,6 +75,24 @@ async def test_no_texts_need_no_request() -> None:
     backend = ToyBackend()
     assert (await scorer(backend).score(IDS_OF_PROMPT, [])).shape == (0, 3)
     assert backend.requests == 0
+
+
+async def test_a_prompt_is_sent_to_its_end_before_the_next_one_begins() -> None:
+    """So a server with a place for each prompt's first tokens need not evaluate them again and again."""
+    backend = ToyBackend()
+    asked = scorer(backend)
+    sent: list[tuple[int, ...]] = []
+    score = backend.score
+
+    async def noted(prompts: Sequence[Prompt], words: Sequence[int]) -> Scores:
+        sent.append(prompts[0].ids[: prompts[0].shared])
+        return await score(prompts, words)
+
+    backend.score = noted  # type: ignore[method-assign]
+    prompts = [IDS_OF_PROMPT[:n] for n in (2, 3, 4)]
+    await asyncio.gather(*(asked.score(prompt, TEXTS) for prompt in prompts))
+    assert len(sent) > len(prompts)
+    assert [stem for stem, _ in groupby(sent)] == list(dict.fromkeys(sent))
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(0, 9), max_size=8)), max_size=8))

