@@ -16,8 +16,9 @@ import llama_server
 from fedbpt_api.errors import BackendError, FedbptError
 from fedbpt_api.scoring.backend import Backend, Prompt
 from fedbpt_api.scoring.conformance import BackendConformance
-from fedbpt_api.scoring.encode import Encoder, label_tokens
+from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.scoring.registry import open_backend
+from fedbpt_api.scoring.trie import label_trie
 from fedbpt_api.task import LabelWords, Template
 from fedbpt_backends import pacing
 from toy import make_examples
@@ -52,7 +53,7 @@ async def test_a_server_gives_the_embedded_model_s_label_probabilities(both: tup
     prompt = await embedded.tokenize("Decide whether the mood of the text is good.\n")
     encoder = Encoder(embedded, Template.parse("Tweet: {text}\nSentiment:"), WORDS)
     prompts = [text.with_prompt(prompt) for text in await encoder.texts(make_examples(20, seed=3))]
-    words, _ = await label_tokens(embedded, WORDS)
+    words = (await label_trie(embedded, WORDS)).tokens
     rare = (*words, *await embedded.tokenize(" banana"))
     ours, theirs = await embedded.score(prompts, rare), await server.score(prompts, rare)
 
