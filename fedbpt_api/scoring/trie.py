@@ -4,7 +4,7 @@ Where all words begin differently, the first token of each stands for it: one in
 " very good" and " very bad" are read down a trie of their tokens. The root is asked for all first tokens; for
 every beginning that words share, text + beginning is asked for the tokens that tell them apart, and the
 probabilities are multiplied. That is what decides under decoding that is constrained to the words. It costs
-one more input for each shared beginning, most of it in a server's prefix cache, and goes no deeper than needed.
+one more input for each shared beginning (most of it in a server's prefix cache), and goes no deeper than that.
 """
 
 from __future__ import annotations

@@ -56,13 +56,15 @@ def score(trie: LabelTrie, toy: ToyBackend, prompts: Sequence[Prompt], words: Se
 
 def constrained(toy: ToyBackend, start: tuple[int, ...], words: Sequence[tuple[int, ...]]) -> Floats:
     """Log-probabilities of words where every next token must be one that a word goes on with."""
+    begun = list(dict.fromkeys(word[:at] for word in words for at in range(len(word))))
+    asked = [Prompt(start + beginning) for beginning in begun]
+    rows = asyncio.run(toy.score(asked, range(len(TEXTS)))).logprobs
     found = np.zeros(len(words))
     for i, word in enumerate(words):
         for at, token in enumerate(word):
+            row = rows[begun.index(word[:at])]
             open_to = sorted({w[at] for w in words if w[:at] == word[:at]})
-            asked = [Prompt(start + word[:at])]
-            row = asyncio.run(toy.score(asked, range(len(TEXTS)))).logprobs[0, open_to]
-            found[i] += row[open_to.index(token)] - np.logaddexp.reduce(row)
+            found[i] += row[token] - np.logaddexp.reduce(row[open_to])
     return found
 
 
