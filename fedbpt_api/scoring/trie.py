@@ -1,10 +1,10 @@
 """Label words as token ids, and those that begin alike told apart step by step.
 
 Where all words begin differently, the first token of each stands for it: one input a text. Words such as
-" very good" and " very bad" are read down a trie of their tokens. The root is asked for all first tokens; for
-every beginning that words share, text + beginning is asked for the tokens that tell them apart, and the
-probabilities are multiplied. That is what decides under decoding that is constrained to the words. It costs
-one more input for each shared beginning (most of it in a server's prefix cache), and goes no deeper than that.
+" very good" and " very bad" are read down a trie of their tokens: the root is asked for all first tokens, and
+for every beginning that words share, text + beginning is asked for the tokens that tell them apart. The
+probabilities along the way are multiplied, as in decoding that is constrained to the words. For a shared
+beginning that is one more input, most of which a server's prefix cache holds; nothing is asked beyond need.
 """
 
 from __future__ import annotations
@@ -221,6 +221,11 @@ async def remarks(backend: Backend, trie: LabelTrie) -> list[str]:
         found.append(
             f"some label words begin alike: each text takes {len(trie.nodes)} inputs instead of 1, "
             "and each is a scored example"
+        )
+    if len(trie.nodes[0].tokens) == 1:
+        lead = await backend.detokenize(trie.nodes[1].path)
+        found.append(
+            f"all label words begin with {lead!r}: at the template's end it would save an input a text"
         )
     return found
 

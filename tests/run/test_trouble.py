@@ -166,8 +166,10 @@ async def test_a_backend_that_is_not_there_is_a_config_error(
 
 async def test_label_words_and_texts_that_do_not_fit_the_model_are_told_before_any_cost(toys: Toys) -> None:
     task = make_task()
-    words = replace(task.label_words, words=((" gruesome",), (" good", " groan")))
-    with pytest.raises(ConfigError, match=r"labels\.positive: \' groan\' begins with \' \'"):
+    words = replace(task.label_words, words=((" bad",), (" good", " bad day")))
+    with pytest.raises(
+        ConfigError, match=r"labels\.positive: ' bad day' begins with all of labels\.negative"
+    ):
         await run_toy(replace(task, label_words=words))
     long = Example("the " * 500 + "end", "positive")
     clients = (ClientData("client0", (*task.clients[0].train, long)), *task.clients[1:])

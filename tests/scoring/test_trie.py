@@ -351,5 +351,10 @@ async def test_people_are_told_how_words_are_read_and_what_it_costs() -> None:
     assert "others begin with ' new' too, so it is read in 2 steps" in land
     assert "its first one, ' ', stands for it" in xyz
     assert "each text takes 3 inputs instead of 1" in cost
+    one = LabelWords(("a", "b"), ((" very old city",), (" very old day",)))
+    assert (
+        "begin with ' very old': at the template's end"
+        in (await remarks(toy, await label_trie(toy, one)))[-1]
+    )
     plain = LabelWords(("a", "b"), ((" good",), (" bad",)))
     assert await remarks(toy, await label_trie(toy, plain)) == []
