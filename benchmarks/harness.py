@@ -26,9 +26,10 @@ import typer
 
 from fedbpt_api.data import read_examples
 from fedbpt_api.scoring.budget import Budget
-from fedbpt_api.scoring.encode import Encoder, label_tokens
+from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.scoring.scorer import Scorer
+from fedbpt_api.scoring.trie import label_trie
 from fedbpt_api.task import Example, LabelWords, Template
 
 LABELS = ("World", "Sports", "Business", "Sci-Tech")
@@ -78,9 +79,11 @@ def main(
 async def _ours(url: str, rows: list[Example]) -> float:
     """Articles a second, from texts to label probabilities."""
     words = LabelWords(LABELS, tuple((f" {word}",) for word in WORDS))
-    backend = await open_backend("vllm", base_url=url)
+    served = await open_backend("vllm", base_url=url)
+    trie = await label_trie(served, words)
+    backend = trie.over(served)
     scorer = Scorer(backend, Budget())
-    scorer.use_words((await label_tokens(backend, words))[0])
+    scorer.use_words(trie.tokens)
     began = time.perf_counter()
     texts = await Encoder(backend, Template.parse(TEMPLATE), words).texts(rows)
     said = (await scorer.score((), texts)).argmax(axis=1)

@@ -30,6 +30,8 @@ _split = re.compile(r"\w+").findall
 PRAISE = _split("good great love best happy nice fine wonderful perfect brilliant superb lovely")
 BLAME = _split("bad worst hate poor sad awful late broken terrible dull rude lost")
 LABEL_WORDS = LabelWords(("negative", "positive"), ((" negative",), (" positive",)))
+ALIKE = LabelWords(LABEL_WORDS.labels, ((" very bad",), (" very good", " lovely")))
+"""Words that begin alike: two inputs a text."""
 TEMPLATE = Template.parse("Text: {text}\nMood:")
 PROMPT = "Is the mood good or bad?\n"
 

@@ -266,6 +266,7 @@ def _info(pilot: Pilot, route: Route, context: int, noise: float) -> BackendInfo
         parallel=8,
         complete=False,
         noise=noise,
+        continues=route.continues,
     )
 
 

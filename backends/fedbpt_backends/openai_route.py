@@ -73,6 +73,11 @@ class Route:
             return Match.FOLDED
         return Match.EXACT if self.blanks else Match.STRIPPED
 
+    @property
+    def continues(self) -> bool:
+        """Whether an answer can be begun, so that its second token is asked for as the first is."""
+        return self.api == "completions" or self.prefill.fields is not None
+
     def body(self, texts: Sequence[str]) -> dict[str, object]:
         """A request for the first token after each of `texts`; a chat takes only one."""
         fields: dict[str, object] = {"model": self.model, self.limit: 1}

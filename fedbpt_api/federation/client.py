@@ -131,6 +131,11 @@ class Client:
         return len(self._dev)
 
     @property
+    def cost(self) -> int:
+        """Scored examples that judging one prompt takes at most."""
+        return (self.n_train + self.n_dev) * len(self.scorer.backend.info.inputs)
+
+    @property
     def text_lengths(self) -> tuple[int, ...]:
         """Tokens of each training text up to its end, the template's own included."""
         return tuple(text.text[-1] + 1 if text.text else 0 for text in self._train.texts)

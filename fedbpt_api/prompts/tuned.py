@@ -30,7 +30,8 @@ class TunedPrompt:
         ids: The prompt as token ids of `model`.
         template: Where text and prompt stand.
         label_words: Labels and their words.
-        word_texts: The T named tokens as text, label words first.
+        word_texts: The T named tokens as text, label words first; the whole of a word that has a number
+            below 0 (-1 - i for the i-th), because it begins as others do.
         verbalizer: From their log-probabilities to label probabilities.
         model: Kind, name and fingerprint of the backend it was tuned on.
         space: Identity of the prompt space (codebook, positions), or empty for a prompt given by hand.
@@ -127,7 +128,10 @@ class TunedPrompt:
             "labels and their groups": len(self.label_words.labels) == len(self.verbalizer.groups) >= 2,
             "words and their texts": len(self.word_texts) == len(self.verbalizer.words),
             "fallback": self.fallback is None or len(self.fallback.groups) == len(self.verbalizer.groups),
-            "token ids": all(0 <= i < 2**31 for i in (*self.ids, *self.verbalizer.words)),
+            "label words": [len(words) for words in self.label_words.words]
+            == [len(group) for group in self.verbalizer.groups],
+            "token ids": all(0 <= i < 2**31 for i in self.ids)
+            and all(0 <= i < 2**31 or i == -1 - at for at, i in enumerate(self.verbalizer.words)),
             "model": {"kind", "name", "fingerprint"} <= set(self.model),
             "scores": all(math.isfinite(score) for score in self.scores.values()),
         }

@@ -266,7 +266,7 @@ class Assessor:
     @property
     def cost(self) -> int:
         """Scored examples that judging one prompt takes at most."""
-        return sum(client.n_train + client.n_dev for client in self.parties.clients)
+        return sum(client.cost for client in self.parties.clients)
 
     async def ask(
         self, question: Callable[[Client], Awaitable[R]], names: Collection[str] | None = None

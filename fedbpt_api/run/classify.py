@@ -10,12 +10,14 @@ from typing import Any, Self
 import numpy as np
 
 from fedbpt_api.errors import BackendError, ConfigError
+from fedbpt_api.prompts.space import Ids
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.result import Row, TestReport
 from fedbpt_api.run.stats import compare
 from fedbpt_api.scoring.backend import Backend, Usage
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.scoring.registry import open_backend
+from fedbpt_api.scoring.trie import label_trie
 from fedbpt_api.task import Example
 from fedbpt_api.verbalizer import Verbalizer
 
@@ -38,7 +40,7 @@ class Classifier:
 
     Args:
         prompt: The tuned prompt.
-        backend: Where it is asked; closed with the classifier.
+        backend: Where it is asked, as `LabelTrie.over` makes it; closed with the classifier.
     """
 
     def __init__(self, prompt: TunedPrompt, backend: Backend) -> None:
@@ -53,12 +55,14 @@ class Classifier:
 
         Raises:
             BackendError: It cannot be opened.
-            ConfigError: The prompt cannot be used there: a label word is no single token of its model, or
-                a continuous prompt has no place there.
+            ConfigError: The prompt cannot be used there: its model cannot tell the label words apart, or a
+                continuous prompt has no place there.
         """
         backend = await open_backend(kind or prompt.model["kind"], log_folder=None, **options)
         try:
-            fitting, warnings = await adapted(prompt, backend)
+            trie = await label_trie(backend, prompt.label_words)
+            backend = trie.over(backend)
+            fitting, warnings = await adapted(prompt, backend, trie.tokens)
         except BaseException:
             await backend.aclose()
             raise
@@ -121,14 +125,21 @@ class Classifier:
         return compare(labels, truth, {"tuned": np.array(said, dtype=np.int64)}, names)
 
 
-async def adapted(prompt: TunedPrompt, backend: Backend) -> tuple[TunedPrompt, list[str]]:
+async def adapted(
+    prompt: TunedPrompt, backend: Backend, label_tokens: Sequence[int]
+) -> tuple[TunedPrompt, list[str]]:
     """A tuned prompt as another server can take it, and what that costs, in sentences.
 
     Where the vocabulary is another, the prompt is sent as text. Where not every word of a weighted
     verbalizer comes back, the label words with their bias take its place.
 
+    Args:
+        prompt: The tuned prompt.
+        backend: The server; it answers for the label words as `LabelTrie.over` makes it.
+        label_tokens: What stands for them there.
+
     Raises:
-        ConfigError: A label word is no single token there, or the prompt is continuous.
+        ConfigError: The prompt is continuous, and the vocabulary is another.
     """
     warnings: list[str] = []
     info, verbalizer = backend.info, prompt.verbalizer
@@ -144,18 +155,16 @@ async def adapted(prompt: TunedPrompt, backend: Backend) -> tuple[TunedPrompt, l
         words = [pieces[0] if len(pieces) == 1 else None for pieces in found]
         prompt = replace(prompt, ids=ids)
         warnings.append(f"{info.model} has another vocabulary: the prompt and the words are used as text")
-    columns = sorted(column for group in verbalizer.groups for column in group)
-    lost = [prompt.word_texts[column] for column in columns if words[column] is None]
-    if lost:
-        raise ConfigError(
-            f"label words are no single tokens for {info.model}: {', '.join(map(repr, lost))}",
-            "tune for this model, or take a server that has them",
-        )
+    flat = [column for group in verbalizer.groups for column in group]
+    for column, token in zip(flat, label_tokens, strict=True):
+        words[column] = token
+    columns = sorted(flat)
     kept = tuple(word for word in words if word is not None)
-    if verbalizer.kind == "weighted" and len(kept) == len(words) <= info.max_words and info.complete:
+    plain = verbalizer.kind != "weighted"
+    if len(kept) == len(words) and (plain or (len(words) <= info.max_words and info.complete)):
         verbalizer = replace(verbalizer, words=kept)
-    elif verbalizer.kind == "weighted" or len(kept) < len(words):
-        reading = verbalizer if verbalizer.kind != "weighted" else prompt.fallback
+    else:
+        reading = verbalizer if plain else prompt.fallback
         if reading is not verbalizer:
             warnings.append(
                 f"{info.model} does not answer for all {len(words)} words of the weighted verbalizer "
@@ -176,10 +185,15 @@ async def adapted(prompt: TunedPrompt, backend: Backend) -> tuple[TunedPrompt, l
 
 
 async def _same_vocabulary(prompt: TunedPrompt, backend: Backend) -> bool:
-    """Whether every word of the verbalizer has the text there that it was tuned with."""
-    for token, text in zip(prompt.verbalizer.words, prompt.word_texts, strict=True):
+    """Whether every word of the verbalizer has the text there that it was tuned with.
+
+    A label word's number says nothing about a vocabulary; where there are no others, the prompt's text does.
+    """
+    words = zip(prompt.verbalizer.words, prompt.word_texts, strict=True)
+    known: list[tuple[Ids, str]] = [((token,), text) for token, text in words if token >= 0 and text]
+    for ids, text in known or [(prompt.ids, prompt.text)]:
         try:
-            if text and await backend.detokenize([token]) != text:
+            if ids and await backend.detokenize(ids) != text:
                 return False
         except BackendError:
             return False  # a number that this model does not have

@@ -48,7 +48,7 @@ async def settle_layout(parties: Parties, settings: Settings) -> Layout | None:
     prompt, text = len(parties.start_ids), float(np.mean(texts))
     if text <= prompt:
         return Layout(first, f"prompt first: it is longer ({prompt} tokens) than the texts ({text:.0f})")
-    cost = 2 * sum(client.n_train + client.n_dev for client in parties.clients)
+    cost = 2 * sum(client.cost for client in parties.clients)
     if parties.budget.used(cost) > _SHARE:
         return Layout(first, f"prompt first: trying both takes {cost} scored examples, too many here")
     behind = replace_place(settings, "after")

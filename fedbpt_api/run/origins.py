@@ -23,6 +23,7 @@ from fedbpt_api.prompts.space import AnyPrompt, Ids, PromptSpace
 from fedbpt_api.prompts.written import Job, Line
 from fedbpt_api.run.assess import START, Assessment, Assessor
 from fedbpt_api.run.config import Settings
+from fedbpt_api.run.parties import Parties
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.task import Example
@@ -30,7 +31,7 @@ from fedbpt_api.task import Example
 _SHARE = 0.5  # of a budget that the starting prompts may take
 _MOST = 48  # draws of made-up examples
 _WRITING = 0.06  # of the scored examples that writing lines may take
-_LINES, _LINE = 12, 14  # lines for a label at most, and what a line costs about
+_LINES, _LINE = 12, 13  # lines for a label at most, and what writing one costs about
 
 
 class Shown(NamedTuple):
@@ -111,16 +112,21 @@ def _affords(assessor: Assessor, more: int = 0) -> bool:
     if parties.budget.used(assessor.cost + more) > _SHARE:
         return False
     each = more // len(parties.clients)
-    return all(c.scorer.budget.used(c.n_train + c.n_dev + each) <= _SHARE for c in parties.clients)
+    return all(c.scorer.budget.used(c.cost + each) <= _SHARE for c in parties.clients)
+
+
+def _line(parties: Parties) -> int:
+    """Scored examples that a line takes about: its tokens, and reading it once."""
+    return _LINE + len(parties.info.inputs)
 
 
 def _writing(assessor: Assessor, labels: int) -> int:
     """Scored examples that writing lines may take in all."""
-    limits = assessor.parties.budget.limits
+    limits, most = assessor.parties.budget.limits, _LINES * labels * _line(assessor.parties)
     if limits.scored is not None:
-        return min(int(_WRITING * limits.scored), _LINES * labels * _LINE)
+        return min(int(_WRITING * limits.scored), most)
     few = limits.tokens is not None or limits.seconds is not None  # what a line costs is not known
-    return (_LINES // 4 if few else _LINES) * labels * _LINE
+    return most // 4 if few else most
 
 
 async def _written(assessor: Assessor, shown: Sequence[Shown]) -> list[list[Line]]:
@@ -129,7 +135,8 @@ async def _written(assessor: Assessor, shown: Sequence[Shown]) -> list[list[Line
     The work is dealt to the clients in turn, to each at most a small share of its own budget.
     """
     parties, seed = assessor.parties, assessor.settings.seed
-    each = _writing(assessor, len(shown)) // (len(shown) * _LINE)
+    cost = _line(parties)
+    each = _writing(assessor, len(shown)) // (len(shown) * cost)
     jobs: list[Job] = []
     for label, (before, after, word) in enumerate(shown):
         lead = (await parties.backend.detokenize(after + word)).strip() + "\n"
@@ -140,10 +147,10 @@ async def _written(assessor: Assessor, shown: Sequence[Shown]) -> list[list[Line
     dealt: dict[str, list[Job]] = {}
     for number, client in enumerate(parties.clients):
         own = client.scorer.budget.limits.scored
-        most = None if own is None else int(_WRITING * own / _LINE)
+        most = None if own is None else int(_WRITING * own / cost)
         dealt[client.name] = jobs[number :: len(parties.clients)][:most]
     timeout = assessor.settings.federation.timeout
-    longest = max(map(len, dealt.values())) * _LINE  # so many questions follow each other
+    longest = max(map(len, dealt.values())) * cost  # so many questions follow each other
     answers = await ask_all(
         parties.clients, lambda c: c.write(dealt[c.name], judge), timeout and timeout * max(longest, 1)
     )

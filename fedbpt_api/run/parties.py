@@ -16,10 +16,11 @@ from fedbpt_api.run.config import BackendSettings, BudgetSettings, Settings
 from fedbpt_api.run.events import Started
 from fedbpt_api.scoring.backend import Backend, BackendInfo
 from fedbpt_api.scoring.budget import Budget, Limits
-from fedbpt_api.scoring.encode import EncodedText, Encoder, label_tokens, longest, shortened
+from fedbpt_api.scoring.encode import EncodedText, Encoder, longest
 from fedbpt_api.scoring.journal import Journal, secret_of
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.scoring.scorer import Scorer
+from fedbpt_api.scoring.trie import LabelTrie, label_trie, remarks
 from fedbpt_api.task import Task, validate
 
 _LONG = 15.0  # seconds that an answer may take before it is remarked on
@@ -32,8 +33,7 @@ class Parties:
 
     backend: Backend
     task: Task
-    label_tokens: Ids
-    groups: tuple[Ids, ...]
+    trie: LabelTrie
     budget: Budget
     clients: list[Client]
     backends: list[Backend]
@@ -85,6 +85,16 @@ class Parties:
         return "; ".join(found)
 
     @property
+    def label_tokens(self) -> Ids:
+        """What stands for the label words."""
+        return self.trie.tokens
+
+    @property
+    def groups(self) -> tuple[Ids, ...]:
+        """For each label the columns of its words."""
+        return self.trie.groups
+
+    @property
     def words(self) -> Ids:
         """The T named words, once they are chosen."""
         return self.clients[0].scorer.words
@@ -122,19 +132,20 @@ async def open_parties(
         folder: Where each client's journal of scores is kept; None keeps none.
 
     Raises:
-        ConfigError: Label words that are not single tokens or collide, texts longer than the context,
+        ConfigError: Label words that cannot be told apart, texts longer than the context,
             clients' backends that serve different models. Nothing has been scored.
     """
     warnings = validate(task)
     backends: list[Backend] = []
     try:
         soft = settings.search.space == "soft"
-        backend = await _open(settings.backend, backends, folder, soft)
-        tokens, groups = await label_tokens(backend, task.label_words)
-        warnings += await shortened(backend, task.label_words)
+        plain = await _open(settings.backend, backends, folder, soft)
+        trie = await label_trie(plain, task.label_words)
+        warnings += await remarks(plain, trie)
+        backend = trie.over(plain)
         run_budget = Budget(_limits(settings.budget))
         prompts = {text: await backend.tokenize(text) for text in settings.prompts}
-        parties = Parties(backend, task, tokens, groups, run_budget, [], backends, {}, stopping, warnings)
+        parties = Parties(backend, task, trie, run_budget, [], backends, {}, stopping, warnings)
         parties.start_ids = prompts[settings.prompts[0]]
         longest_prompt = max(map(len, prompts.values())) + _ROOM
         own = {client.name: client for client in settings.clients}
@@ -145,8 +156,9 @@ async def open_parties(
             mine = own.get(data.name)
             served = backend
             if mine is not None and mine.backend is not None:
-                served = await _open(mine.backend, backends, folder, soft)
-                if (await label_tokens(served, task.label_words))[0] != tokens:
+                own_server = await _open(mine.backend, backends, folder, soft)
+                served = trie.over(own_server)
+                if await label_trie(own_server, task.label_words) != trie:
                     problems.append(f"clients.{data.name}.backend: its model has another vocabulary")
             encoder = Encoder(served, task.template, task.label_words)
             sets = {part: await encoder.labelled(rows) for part, rows in data.parts() if part != "test"}

@@ -164,7 +164,9 @@ class Tuner:
         words = parties.label_tokens
         if self.settings.verbalizer.kind == "weighted" and wanted > len(words):
             answers = await assessor.ask(lambda c: c.word_sums(parties.start_ids))
-            lists = [answers.got[name] for name in sorted(answers.got)]
+            begun = parties.trie.shared  # what these tell, the label words that begin with them tell
+            got = [answers.got[name] for name in sorted(answers.got)]
+            lists = [tuple(pair for pair in pairs if pair[0] not in begun) for pairs in got]
             words = merge_words(lists, parties.label_tokens, wanted)
             parties.count_bytes({n: len(encode(WordSums.of(p))) for n, p in answers.got.items()}, {})
         for client in parties.clients:

@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fedbpt_api.errors import BackendError
+
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
@@ -43,6 +45,19 @@ class Usage:
             self.cached_tokens - other.cached_tokens,
             self.requests - other.requests,
         )
+
+
+class PartlyAnswered(BackendError):
+    """A call failed after the server had answered a part of it.
+
+    Args:
+        cause: Why it failed.
+        usage: What the answered part cost.
+    """
+
+    def __init__(self, cause: BackendError, usage: Usage) -> None:
+        super().__init__(cause.message, cause.hint)
+        self.usage = usage
 
 
 class Soft:
@@ -122,6 +137,9 @@ class BackendInfo:
         soft: Whether inputs may hold a continuous prompt.
         complete: Whether every named word gets its exact value; false where only a short list comes back.
         noise: Standard deviation of a log-probability when the same is asked again, in nats.
+        continues: Whether an input may end within the answer; a chat may only be able to begin a new one.
+        inputs: The inputs that answering a pair for named words takes, each a scored example: for each of
+            them how many tokens it has beside the pair's own.
     """
 
     kind: str
@@ -135,6 +153,8 @@ class BackendInfo:
     soft: bool = False
     complete: bool = True
     noise: float = 0.0
+    continues: bool = True
+    inputs: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ from fedbpt_api.scoring.backend import Usage
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Upper bounds; None is no bound. `scored` counts (prompt, text) pairs answered by the model."""
+    """Upper bounds; None is no bound. `scored` counts inputs answered by the model: one a (prompt, text)
+    pair, more where label words begin alike (`BackendInfo.inputs`).
+    """
 
     scored: int | None = None
     tokens: int | None = None

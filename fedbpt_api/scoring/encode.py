@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import orjson
 
-from fedbpt_api.errors import ConfigError
 from fedbpt_api.scoring.backend import Backend, Prompt, Soft
 from fedbpt_api.scoring.losses import Labels
 from fedbpt_api.task import Example, LabelWords, Template
@@ -130,53 +129,6 @@ class Encoder:
         if keep:
             self._pieces[piece] = tokens
         return tokens
-
-
-async def label_tokens(backend: Backend, label_words: LabelWords) -> tuple[Ids, tuple[Ids, ...]]:
-    """Token ids that stand for all label words, and for each label the columns of its words.
-
-    A word of several tokens is stood for by its first: where all words begin differently, that is what
-    decides under decoding that is constrained to them, and it costs one call. `shortened` names them.
-
-    Raises:
-        ConfigError: Words that are no token at all, or that begin with the same one.
-    """
-    problems: list[str] = []
-    tokens: list[int] = []
-    columns: list[tuple[int, ...]] = []
-    owner: dict[int, str] = {}
-    for label, words in zip(label_words.labels, label_words.words, strict=True):
-        group = []
-        for word in words:
-            ids = await backend.tokenize(word)
-            if not ids:
-                problems.append(f"labels.{label}: {word!r} is no token for {backend.info.model}")
-            elif ids[0] in owner:
-                piece = await backend.detokenize(ids[:1])
-                same = "is the same token as" if len(ids) == 1 else f"begins with {piece!r}, as"
-                problems.append(f"labels.{label}: {word!r} {same} the word of {owner[ids[0]]}")
-            else:
-                owner[ids[0]] = label
-                group.append(len(tokens))
-                tokens.append(ids[0])
-        columns.append(tuple(group))
-    if problems:
-        raise ConfigError(problems, "take another word, usually a short common one with a blank before it")
-    return tuple(tokens), tuple(columns)
-
-
-async def shortened(backend: Backend, label_words: LabelWords) -> list[str]:
-    """For every label word of several tokens, a sentence that says what stands for it."""
-    remarks = []
-    for label, words in zip(label_words.labels, label_words.words, strict=True):
-        for word in words:
-            pieces = [await backend.detokenize([i]) for i in await backend.tokenize(word)]
-            if len(pieces) > 1:
-                remarks.append(
-                    f"labels.{label}: {word!r} is {len(pieces)} tokens for {backend.info.model} "
-                    f"({' + '.join(map(repr, pieces))}); its first one, {pieces[0]!r}, stands for it"
-                )
-    return remarks
 
 
 def longest(sets: Sequence[Sequence[EncodedText]]) -> int:

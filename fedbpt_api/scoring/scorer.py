@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 
 from fedbpt_api.errors import BackendError
-from fedbpt_api.scoring.backend import Backend, Bools, Floats, Prompt, Usage
+from fedbpt_api.scoring.backend import Backend, Bools, Floats, PartlyAnswered, Prompt, Usage
 from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.encode import AnyPrompt, EncodedText, Ids
 from fedbpt_api.scoring.journal import Journal
@@ -136,7 +136,8 @@ class Scorer:
         by_number = dict(zip(numbers, texts, strict=True))
         unknown = block.lacks(list(by_number))
         new = [n for n in unknown if (asked, n) not in self._sent]
-        reserved = _work(prompt, [by_number[n] for n in new])
+        inputs = (0,) if question[0] == "top" else self.backend.info.inputs
+        reserved = _work(prompt, [by_number[n] for n in new], inputs)
         self.budget.reserve(reserved)
         self.budget.count_duplicates(len(texts) - len(new))
         size = self.backend.info.batch
@@ -150,9 +151,9 @@ class Scorer:
                         if any(task.done() and task.exception() for task in under_way):
                             self._places.release()
                             break  # it is raised below
-                        work = _work(prompt, [by_number[n] for n in chunk])
-                        reserved -= work  # from here on the request's own affair
                         mine = [by_number[n] for n in chunk]
+                        work = _work(prompt, mine, inputs)
+                        reserved -= work  # from here on the request's own affair
                         under_way.append(self._send(asked, prompt, chunk, mine, work, ask))
             for task in under_way:
                 await asyncio.shield(task)
@@ -193,6 +194,9 @@ class Scorer:
                 if self.journal is not None:
                     self.journal.append([self.journal.key(asked, text) for text in texts], rows, used)
                 self._known.block(asked).add(numbers, rows)
+            except PartlyAnswered as failed:
+                used = failed.usage
+                raise
             finally:
                 self._places.release()
                 self.budget.settle(work, used)
@@ -212,6 +216,7 @@ class Scorer:
             task.exception()
 
 
-def _work(prompt: AnyPrompt, texts: Sequence[EncodedText]) -> Usage:
-    tokens = sum(len(text) for text in texts) + len(prompt) * len(texts)
-    return Usage(len(texts), tokens, 0, len(texts))
+def _work(prompt: AnyPrompt, texts: Sequence[EncodedText], inputs: Sequence[int]) -> Usage:
+    """What asking for texts takes at most, where each text takes these inputs."""
+    n, tokens = len(texts) * len(inputs), sum(len(text) for text in texts) + len(prompt) * len(texts)
+    return Usage(n, tokens * len(inputs) + len(texts) * sum(inputs), 0, n)

@@ -19,9 +19,10 @@ from fedbpt_api.errors import BackendError, FedbptError
 from fedbpt_api.scoring.backend import Backend, Prompt
 from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.conformance import BackendConformance
-from fedbpt_api.scoring.encode import Encoder, label_tokens
+from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.scoring.scorer import Scorer
+from fedbpt_api.scoring.trie import label_trie
 from fedbpt_api.task import LabelWords, Template
 from fedbpt_backends import pacing
 from fedbpt_backends.llama_http import Slots
@@ -57,7 +58,7 @@ async def test_a_server_gives_the_embedded_model_s_label_probabilities(both: tup
     prompt = await embedded.tokenize("Decide whether the mood of the text is good.\n")
     encoder = Encoder(embedded, Template.parse("Tweet: {text}\nSentiment:"), WORDS)
     prompts = [text.with_prompt(prompt) for text in await encoder.texts(make_examples(20, seed=3))]
-    words, _ = await label_tokens(embedded, WORDS)
+    words = (await label_trie(embedded, WORDS)).tokens
     rare = (*words, *await embedded.tokenize(" banana"))
     ours, theirs = await embedded.score(prompts, rare), await server.score(prompts, rare)
 
@@ -121,7 +122,7 @@ async def test_what_a_slot_holds_already_is_not_evaluated_again(url: str) -> Non
         encoder = Encoder(backend, Template.parse("Tweet: {text}\nSentiment:"), WORDS)
         texts = await encoder.texts(make_examples(12, seed=3))
         scorer = Scorer(backend, Budget())
-        scorer.use_words((await label_tokens(backend, WORDS))[0])
+        scorer.use_words((await label_trie(backend, WORDS)).tokens)
         prompts = [
             await backend.tokenize(f"{i} ways to say in a word what a tweet is about:\n") for i in range(8)
         ]

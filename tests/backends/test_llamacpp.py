@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from fedbpt_api.prompts.codebook import (
     words_after,
 )
 from fedbpt_api.prompts.written import CHOICES, write_line
-from fedbpt_api.scoring.backend import Backend, Floats, Prompt
+from fedbpt_api.scoring.backend import Backend, Floats, Prompt, Scores
 from fedbpt_api.scoring.conformance import BackendConformance
-from fedbpt_api.scoring.encode import Encoder, label_tokens, shortened
+from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.scoring.registry import open_backend
+from fedbpt_api.scoring.trie import label_trie
 from fedbpt_api.task import LabelWords, Template
 from toy import make_examples
 
@@ -58,7 +60,7 @@ async def inputs(backend: Backend) -> tuple[list[Prompt], tuple[int, ...]]:
         for start in starts:
             ids = await backend.tokenize(start) if start else ()
             found += [text.with_prompt(ids) for text in texts]
-    return found, (await label_tokens(backend, WORDS))[0]
+    return found, (await label_trie(backend, WORDS)).tokens
 
 
 async def in_chunks(
@@ -164,7 +166,7 @@ def book(llama: Backend) -> Codebook:
 async def shown(llama: Backend) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """What the run gives `demonstrations`: the ids around a made-up text, label word included."""
     before, after = await llama.tokenize("Tweet:"), await llama.tokenize("\nSentiment:")
-    return [(before, (*after, word)) for word in (await label_tokens(llama, WORDS))[0]]
+    return [(before, (*after, word)) for word in (await label_trie(llama, WORDS)).tokens]
 
 
 STARTS = (START, "", "Is this good or bad?", "Read the text.\n\n", "Classify:  \n", "Mood 1, 2 or 3: ")
@@ -223,15 +225,49 @@ async def test_the_codebook_holds_words_that_are_one_token(llama: Backend, book:
         assert await llama.tokenize(text) == (token,)
 
 
-async def test_label_words_that_begin_with_the_same_token_are_refused(llama: Backend) -> None:
-    words = LabelWords(("a", "b", "c"), ((" positive",), (" flabbergasted",), (" positive", " flabby")))
+async def test_words_that_begin_alike_have_the_probabilities_of_their_tokens_one_after_another(
+    llama: Backend,
+) -> None:
+    words = LabelWords(
+        ("good", "bad", "where"),
+        ((" very good", " positive"), (" very bad",), (" New York", " New Jersey", " flabbergasted")),
+    )
+    trie = await label_trie(llama, words)
+    backend = trie.over(llama)
+    prompts, _ = await inputs(llama)
+    scores = await backend.score(prompts[:3], trie.tokens)
+    assert len(trie.nodes) == 3 and scores.usage.scored == 3 * 3
+    everything = range(len((await backend.top_words(prompts[:1], 10**6))[0][0]))
+    for prompt, row, mass in zip(prompts, scores.logprobs, scores.mass, strict=False):
+
+        @cache
+        def after(ids: tuple[int, ...], prompt: Prompt = prompt) -> asyncio.Task[Scores]:
+            """Over the whole vocabulary, after some more tokens."""
+            asked = [Prompt(prompt.ids + ids, prompt.shared)]
+            return asyncio.ensure_future(llama.score(asked, everything))
+
+        whole = []
+        for ids in trie.ids:
+            said = ids if ids[0] in trie.shared else ids[:1]
+            whole.append(sum([(await after(said[:i])).logprobs[0, said[i]] for i in range(len(said))]))
+        # Siblings are compared with each other, so a shared beginning keeps all of its probability.
+        expected = np.array(whole)
+        for first in trie.shared:
+            family = [i for i, ids in enumerate(trie.ids) if ids[0] == first]
+            beginning = (await after(())).logprobs[0, first]
+            expected[family] += beginning - np.logaddexp.reduce(expected[family])
+        np.testing.assert_allclose(row, expected - np.logaddexp.reduce(expected), atol=1e-5)
+        assert mass == pytest.approx(np.exp(whole).sum(), rel=1e-5)
+
+
+async def test_label_words_that_cannot_be_told_apart_are_refused(llama: Backend) -> None:
+    words = LabelWords(("a", "b", "c"), ((" positive",), (" flabby",), (" positive", " flabbiness", " fl")))
     with pytest.raises(ConfigError) as caught:
-        await label_tokens(llama, words)
-    same, begins = caught.value.problems
-    assert same == "labels.c: ' positive' is the same token as the word of a"
-    assert begins == "labels.c: ' flabby' begins with ' fl', as the word of b"
-    (remark, *_) = await shortened(llama, words)
-    assert "' flabbergasted' is " in remark and "' fl', stands for it" in remark
+        await label_trie(llama, words)
+    assert caught.value.problems[0] == (
+        f"labels.c: ' positive' is the same for {llama.info.model} as labels.a: ' positive'"
+    )
+    assert "labels.b: ' flabby' begins with all of labels.c: ' fl' for" in caught.value.problems[-1]
 
 
 # Refusals ---------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_api.scoring.backend import Backend, Prompt, Scores, Soft
 from fedbpt_api.scoring.conformance import BackendConformance
 from fedbpt_api.scoring.registry import open_backend
+from fedbpt_api.scoring.trie import label_trie
+from fedbpt_api.task import LabelWords
 from fedbpt_backends import pacing
 from fedbpt_backends.first_tokens import FirstTokens, Match
 from fedbpt_backends.pacing import QuotaError
@@ -262,6 +264,33 @@ async def test_a_chat_s_variants_of_a_word_are_added() -> None:
         found = await scores(backend, "good")
         np.testing.assert_allclose(np.exp(found.logprobs[0]), np.array([0.3, 0.05, 0.4]) / 0.75)
         assert found.exact.all()
+
+
+def begun(text: str) -> Lists:
+    """Says " very good" or " very bad", with other beginnings in the list."""
+    if text.endswith(" very"):
+        return {" bad": 0.6, " good": 0.2, " long": 0.1}
+    return {" very": 0.4, " fine": 0.2, " the": 0.1} if "Sentiment" in text else probabilities(text)
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+async def test_words_that_begin_alike_are_asked_on_after_their_beginning(api: str) -> None:
+    words = LabelWords(("bad", "good"), ((" very bad",), (" very good", " fine")))
+    async with FakeOpenAI(says=begun).serve(api=api) as served:
+        trie = await label_trie(served, words)
+        backend = trie.over(served)
+        prompts = [Prompt(await backend.tokenize("Tweet: so good\nSentiment:"))]
+        found = await backend.score(prompts, trie.tokens)
+        expected = [0.4 / 0.6 * 0.75, 0.4 / 0.6 * 0.25, 0.2 / 0.6]
+        np.testing.assert_allclose(np.exp(found.logprobs[0]), expected)
+        assert found.exact.all() and found.usage.scored == 2
+
+
+async def test_words_that_begin_alike_are_refused_where_a_chat_begins_a_new_answer_always() -> None:
+    words = LabelWords(("bad", "good"), ((" very bad",), (" very good",)))
+    async with FakeOpenAI(says=begun, prefill="none").serve(api="chat") as served:
+        with pytest.raises(ConfigError, match="cannot be asked on from there"):
+            await label_trie(served, words)
 
 
 def test_a_token_counts_for_one_word_at_most() -> None:

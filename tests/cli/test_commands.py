@@ -123,7 +123,10 @@ def test_a_budget_too_small_for_anything_is_a_sentence_and_no_traceback(config: 
         (("--set", "popsize"), "--set popsize: expected KEY=VALUE"),
         (("--set", "=5"), "expected KEY=VALUE"),
         (("--set", "clients.0.train=nowhere.jsonl"), "nowhere.jsonl"),
-        (("--set", "labels.positive= zoo", "--set", "labels.negative= zebra"), "' zoo' begins with"),
+        (
+            ("--set", "labels.positive= good day", "--set", "labels.negative= good"),
+            "' good day' begins with all",
+        ),
         (("--set", "labels.positive= negative"), "' negative'"),
         (("--set", "backend.kind=toi"), "did you mean 'toy'?"),
         (("--set", "backend.nam=x"), "did you mean 'name'?"),

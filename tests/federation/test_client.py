@@ -19,8 +19,9 @@ from fedbpt_api.scoring.backend import Floats, Prompt, Scores
 from fedbpt_api.scoring.budget import Limits
 from fedbpt_api.scoring.encode import EncodedText
 from fedbpt_api.scoring.losses import cross_entropy
+from fedbpt_api.scoring.trie import label_trie
 from fedbpt_api.verbalizer import Verbalizer
-from toy import ToyBackend, make_examples, make_task
+from toy import ALIKE, ToyBackend, make_examples, make_task
 from toy_clients import (
     GROUPS,
     LABEL_IDS,
@@ -39,6 +40,15 @@ FIVE = Reference((), Verbalizer.from_words(WORDS, GROUPS))
 BIASED = Verbalizer.from_bias(LABEL_IDS, GROUPS, 0.5, np.array([0.25, -0.25]))
 LN2 = math.log(2.0)
 Table = dict[Ids, float]
+
+
+async def test_the_cost_of_judging_a_prompt_counts_every_input() -> None:
+    toy = ToyBackend()
+    trie = await label_trie(toy, ALIKE)
+    client = await make_client(backend=trie.over(toy), train=12, dev=8, words=trie.tokens)
+    await client.fit((), trie.groups, with_dev=True)
+    assert client.cost == client.scorer.budget.spent.scored == toy.scored == 40
+    assert (await make_client(train=12, dev=8)).cost == 20
 
 
 async def test_sums_are_over_all_texts_and_add_up() -> None:

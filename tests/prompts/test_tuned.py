@@ -229,3 +229,11 @@ def test_what_is_accepted_can_be_used(tmp_path: Path, data: Any) -> None:
         shares = prompt.verbalizer.probabilities(np.zeros((1, len(prompt.verbalizer.words))))
     assert shares.shape == (1, len(labels.labels))
     assert TunedPrompt.from_dict(orjson.loads(orjson.dumps(prompt.to_dict()))) == prompt
+
+
+def test_a_word_below_zero_stands_at_its_own_place() -> None:
+    data = tuned(Verbalizer.from_words((-1, -2, *WORDS[2:]), GROUPS)).to_dict()
+    assert TunedPrompt.from_dict(data).verbalizer.words[:2] == (-1, -2)
+    for words in ((-2, -1, *WORDS[2:]), (-1, -1, *WORDS[2:]), (-9, *WORDS[1:])):
+        with pytest.raises(RunFolderError, match="token ids do not fit"):
+            TunedPrompt.from_dict(data | {"verbalizer": data["verbalizer"] | {"words": list(words)}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fedbpt_api.run import parties as parties_module
 from fedbpt_api.run.events import Event, RoundDone
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.budget import Budget
-from toy import PROMPT, Toys, make_task
+from toy import ALIKE, PROMPT, Toys, make_task
 from toy_runs import (
     after_round,
     installed_toys,
@@ -33,11 +34,13 @@ from toy_runs import (
     own=st.none() | st.integers(1, 150),
     kind=st.sampled_from(["words", "bias", "weighted"]),
     popsize=st.integers(3, 7),
+    alike=st.booleans(),
 )
 def test_no_budget_is_ever_exceeded(
-    limit: int, tokens: int | None, own: int | None, kind: str, popsize: int
+    limit: int, tokens: int | None, own: int | None, kind: str, popsize: int, alike: bool
 ) -> None:
     task = make_task(2, train=5, dev=3, test=2)
+    task = replace(task, label_words=ALIKE) if alike else task
     changes: dict[str, object] = {
         "budget": {"scored": limit, "tokens": tokens},
         "clients.0.budget": {"scored": own},
@@ -55,7 +58,7 @@ def test_no_budget_is_ever_exceeded(
             assert error.message and error.hint
             assert "budget" in str(error)
             spent = tuner.status.scored
-            assert spent < 26 or own is not None or tokens is not None
+            assert spent < 26 + 16 * alike or own is not None or tokens is not None
             assert toys["toy"].scored <= spent <= limit
             return
         assert result.stopped in ("budget", "rounds")

@@ -13,11 +13,13 @@ import pytest
 from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.classify import Classifier, Prediction, overall
+from fedbpt_api.run.events import Event, Warned
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.backend import Prompt, Scores
-from fedbpt_api.task import Example
-from toy import TEXTS, ToyBackend, Toys, make_examples, make_task
+from fedbpt_api.task import Example, LabelWords
+from fedbpt_api.verbalizer import Verbalizer
+from toy import ALIKE, IDS, TEXTS, ToyBackend, Toys, make_examples, make_task
 from toy_runs import make_settings
 
 TASK = make_task()
@@ -188,14 +190,89 @@ async def test_where_not_all_words_come_back_label_words_and_bias_do(
     assert len(short.prompt.verbalizer.words) == 2
 
 
-async def test_a_label_word_that_is_no_token_there_is_refused_and_the_backend_closed(
+async def test_label_words_that_cannot_be_told_apart_there_are_refused_and_the_backend_closed(
     toys: Toys, tuned: tuple[RunResult, TunedPrompt]
 ) -> None:
-    strange = replace(tuned[1], word_texts=(" sorrow", *tuned[1].word_texts[1:]))
+    words = LabelWords(("negative", "positive"), ((" negative",), (" negative day",)))
     closed = toys["toy"].closed
-    with pytest.raises(ConfigError, match="no single tokens for toy: ' sorrow'"):
-        await Classifier.open(strange)
+    with pytest.raises(ConfigError, match="' negative day' begins with all of"):
+        await Classifier.open(replace(tuned[1], label_words=words))
     assert toys["toy"].closed == closed + 1
+
+
+# Label words that begin alike -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["weighted", "bias", "words"])
+async def test_words_that_begin_alike_are_tuned_tested_and_used_from_the_file_alone(
+    toys: Toys, tmp_path: Path, kind: str
+) -> None:
+    task = replace(TASK, label_words=ALIKE)
+    said: list[Event] = []
+    tuner = Tuner(make_settings(task, {"verbalizer.kind": kind}), task, tmp_path / "run", said.append)
+    result = await tuner.run()
+    told = [event.message for event in said if isinstance(event, Warned)]
+    assert any("' very good' is 2 tokens" in message for message in told)
+    assert any("each text takes 2 inputs instead of 1" in message for message in told)
+    spent = sum(counts["scored"] + counts["test_scored"] for counts in result.spent.values())
+    lists = 36 if kind == "weighted" else 0
+    assert toys["toy"].scored == spent - lists
+    assert max(toys["toy"].answered.values()) == 1  # nothing was paid for twice
+
+    prompt = TunedPrompt.load(tmp_path / "run")
+    assert prompt.verbalizer.words[:3] == (-1, -2, IDS[" lovely"])
+    assert prompt.word_texts[:3] == (" very bad", " very good", " lovely")
+    assert len(prompt.word_texts) == (12 if kind == "weighted" else 3)
+    assert " very" not in prompt.word_texts
+    assert result.test is not None
+    (row,) = [r for r in result.test.rows if (r.method, r.client) == ("tuned", "*")]
+    toys.opened["other"] = Renumbered()
+    examples = [e for client in task.clients for e in client.test]
+    found = []
+    for name in ("toy", "other"):
+        async with await Classifier.open(prompt, "toy", name=name) as opened:
+            report = overall(await opened.evaluate(examples))
+            assert (report.n, report.correct, report.confusion) == (row.n, row.correct, row.confusion)
+            assert opened.usage.scored == 2 * row.n
+            found.append((await opened.classify(examples), opened.warnings))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] == [] and "as text" in found[1][1][0]
+
+
+async def test_where_only_words_that_begin_alike_are_named_the_prompt_s_text_tells_the_vocabulary(
+    toys: Toys, tuned: tuple[RunResult, TunedPrompt]
+) -> None:
+    words = LabelWords(ALIKE.labels, ((" very bad",), (" very good",)))
+    bias = Verbalizer.from_bias((-1, -2), ((0,), (1,)), 1.0, np.array([0.2, -0.2]))
+    prompt = replace(tuned[1], label_words=words, verbalizer=bias, word_texts=(" very bad", " very good"))
+    rows = make_examples(20, 52)
+    toys.opened["other"] = Renumbered()
+    async with await Classifier.open(prompt) as own, await Classifier.open(prompt, name="other") as other:
+        assert await own.classify(rows) == await other.classify(rows)
+        assert not own.warnings and "as text" in other.warnings[0]
+    async with await Classifier.open(replace(prompt, ids=(), text=""), name="other") as empty:
+        await empty.classify(rows)
+        assert not empty.warnings
+
+
+class Bytewise(Renumbered):
+    """The same, and without words: every token is a byte."""
+
+    async def tokenize(self, text: str) -> tuple[int, ...]:
+        return tuple(i + 7 for i in text.encode())
+
+
+async def test_label_words_that_are_several_tokens_elsewhere_are_read_there_as_they_are(
+    toys: Toys, tuned: tuple[RunResult, TunedPrompt]
+) -> None:
+    """ " negative" and " positive" are one token each at home, and begin with the same blank there."""
+    toys.opened["other"] = Bytewise()
+    assert tuned[1].fallback is not None
+    async with await Classifier.open(tuned[1], name="other") as other:
+        assert len(await other.classify(["a good day"])) == 1
+        assert other.prompt.verbalizer.words == (-1, -2)
+        assert other.usage.scored == 2
+        assert other.prompt.verbalizer.kind == "bias"
 
 
 async def test_an_option_that_the_backend_does_not_have_is_refused(

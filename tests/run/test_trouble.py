@@ -17,7 +17,7 @@ from fedbpt_api.run.folder import read_result
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.backend import Prompt, Scores
 from fedbpt_api.task import ClientData, Example
-from toy import ToyBackend, Toys, make_task
+from toy import ALIKE, IDS, ToyBackend, Toys, make_task
 from toy_runs import (
     after_round,
     contains,
@@ -164,10 +164,28 @@ async def test_a_backend_that_is_not_there_is_a_config_error(
         await run_toy(make_task(), changes)
 
 
+class Apart(ToyBackend):
+    """The toy without the token for " very": the words' numbers are the same, what is behind them is not."""
+
+    async def tokenize(self, text: str) -> tuple[int, ...]:
+        ids = await super().tokenize(text)
+        return tuple(part for i in ids for part in (b" very" if i == IDS[" very"] else (i,)))
+
+
+async def test_a_client_whose_model_spells_words_that_begin_alike_differently_is_refused(toys: Toys) -> None:
+    toys.opened["other"] = Apart()
+    task = replace(make_task(), label_words=ALIKE)
+    with pytest.raises(ConfigError, match=r"clients\.client1\.backend: its model has another vocabulary"):
+        await run_toy(task, {"clients.1.backend": {"kind": "toy", "name": "other"}})
+    assert toys["toy"].closed == toys["other"].closed == 1
+
+
 async def test_label_words_and_texts_that_do_not_fit_the_model_are_told_before_any_cost(toys: Toys) -> None:
     task = make_task()
-    words = replace(task.label_words, words=((" gruesome",), (" good", " groan")))
-    with pytest.raises(ConfigError, match=r"labels\.positive: \' groan\' begins with \' \'"):
+    words = replace(task.label_words, words=((" bad",), (" good", " bad day")))
+    with pytest.raises(
+        ConfigError, match=r"labels\.positive: ' bad day' begins with all of labels\.negative"
+    ):
         await run_toy(replace(task, label_words=words))
     long = Example("the " * 500 + "end", "positive")
     clients = (ClientData("client0", (*task.clients[0].train, long)), *task.clients[1:])

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbpt_api.errors import ConfigError
-from fedbpt_api.scoring.encode import EncodedText, Encoder, label_tokens, longest, shortened
+from fedbpt_api.scoring.encode import EncodedText, Encoder, longest
 from fedbpt_api.task import Example, LabelWords, Template
-from toy import IDS, TEMPLATE, TEXTS, ToyBackend
+from toy import TEMPLATE, ToyBackend
 
 BACKEND = ToyBackend()
 WORDS = LabelWords(("bad", "good"), ((" bad",), (" good",)))
@@ -148,37 +147,6 @@ def test_the_rate_is_the_share_of_positions_that_are_replaced() -> None:
         replaced = np.mean([new.after[i] != encoded.after[i] for i in encoded.text])
         assert abs(replaced - rate) < 0.05
         assert (rate not in (0.0, 1.0)) or replaced == rate
-
-
-# Label words ------------------------------------------------------------------------------------
-
-
-def test_label_words_become_tokens_and_columns_by_label() -> None:
-    words = LabelWords(("n", "p", "o"), ((" bad", " awful"), (" good",), (" home", " day", " city")))
-    tokens, columns = asyncio.run(label_tokens(BACKEND, words))
-    assert tokens == tuple(IDS[w] for group in words.words for w in group)
-    assert columns == ((0, 1), (2,), (3, 4, 5))
-    assert [TEXTS[t] for t in tokens] == [w for group in words.words for w in group]
-
-
-def test_every_label_word_that_cannot_be_used_is_named_with_its_pieces() -> None:
-    words = LabelWords(("n", "p", "o"), ((" bad", "bad", "big"), (" good", " bad"), (" home", " home")))
-    with pytest.raises(ConfigError) as caught:
-        asyncio.run(label_tokens(BACKEND, words))
-    assert caught.value.problems == [
-        "labels.n: 'big' begins with 'b', as the word of n",
-        "labels.p: ' bad' is the same token as the word of n",
-        "labels.o: ' home' is the same token as the word of o",
-    ]
-    assert "another word" in caught.value.hint
-
-
-def test_a_word_of_several_tokens_is_stood_for_by_its_first() -> None:
-    words = LabelWords(("n", "p"), ((" bad",), ("xyz",)))
-    tokens, columns = asyncio.run(label_tokens(BACKEND, words))
-    assert (tokens, columns) == ((IDS[" bad"], ord("x")), ((0,), (1,)))
-    (remark,) = asyncio.run(shortened(BACKEND, words))
-    assert "labels.p: 'xyz' is 3 tokens" in remark and "'x', stands for it" in remark
 
 
 def test_the_longest_input_is_measured_without_its_prompt() -> None:

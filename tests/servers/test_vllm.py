@@ -14,8 +14,9 @@ import pytest
 from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_api.scoring.backend import Backend, Floats, Prompt, Soft
 from fedbpt_api.scoring.conformance import BackendConformance
-from fedbpt_api.scoring.encode import Encoder, label_tokens
+from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.scoring.registry import open_backend
+from fedbpt_api.scoring.trie import label_trie
 from fedbpt_api.task import LabelWords, Template
 from servers import vllm_cpu
 from toy import make_examples
@@ -50,7 +51,7 @@ async def inputs(backend: Backend) -> tuple[list[Prompt], tuple[int, ...]]:
     encoder = Encoder(backend, TEMPLATE, WORDS)
     texts = await encoder.texts(make_examples(20, seed=4))
     prompts = [text.with_prompt(await backend.tokenize(p)) for p in PROMPTS for text in texts]
-    words, _ = await label_tokens(backend, WORDS)
+    words = (await label_trie(backend, WORDS)).tokens
     return prompts, (*words, *await backend.tokenize(" banana"), *await backend.tokenize(" the"))
 
 
@@ -116,7 +117,7 @@ async def test_lists_and_named_words_asked_at_the_same_time_agree(vllm: Backend)
 async def test_other_ways_give_the_same_label_probabilities(vllm_url: str, vllm: Backend, way: str) -> None:
     """Likely words, so that none is outside a list."""
     prompts, _ = await inputs(vllm)
-    words, _ = await label_tokens(vllm, WORDS)
+    words = (await label_trie(vllm, WORDS)).tokens
     other = await open_backend("vllm", base_url=vllm_url, way=way)
     try:
         ours, theirs = await vllm.score(prompts, words), await other.score(prompts, words)
