@@ -5,8 +5,8 @@
 The embedded model gives every word's probability; here only the k most probable are kept and the others
 bounded, as `fedbpt_backends.ways.bounded` does, and the words asked for come from such lists too. The user's
 prompt; fitted on the training texts and read on the development texts, and the other way round; no test text
-is read. Tweets: eight draws of four parties with 32 and 32; the margin was chosen on the first four. SST-2:
-three splits of 16 a label, read on 400 rows of the development file as well. The model's answers are kept in
+is read. Tweets: eight draws of four parties (32 and 32); the treatment was chosen on the first four. SST-2
+has three splits of 16 a label, read on 400 rows of the development file as well. The model's answers are kept in
 --cache (500 MB).
 """
 
@@ -95,7 +95,7 @@ async def drawn(cache: Path) -> dict[str, list[Task]]:
     backend = await open_backend("llamacpp")
     files = (DEMO / "tweets.toml", HERE / "sst2.toml")
     tweets, sst2 = (tomllib.loads(file.read_text(encoding="utf-8")) for file in files)
-    found: dict[str, list[Task]] = {"tweets": [], "sst2": []}
+    found: dict[str, list[Task]] = {"tweets 0-3": [], "tweets 4-7": [], "sst2": []}
     for seed in range(8):
         data = cache / "tweets" / str(seed)
         prepare = [sys.executable, str(DEMO / "prepare.py"), str(data), "--test", "10", "--seed", str(seed)]
@@ -105,7 +105,7 @@ async def drawn(cache: Path) -> dict[str, list[Task]]:
              for p in PARTIES]
             for part in ("train", "dev")
         ]  # fmt: skip
-        found["tweets"] += await both(backend, tweets, seed, halves, [])
+        found["tweets 0-3" if seed < 4 else "tweets 4-7"] += await both(backend, tweets, seed, halves, [])
     data = Path(os.environ["FEDBPT_DATA"])
     more = await scored(backend, sst2, data / "sst2" / "dev.jsonl", cache / "sst2-dev")
     for split in (13, 21, 42):

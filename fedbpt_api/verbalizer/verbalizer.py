@@ -7,7 +7,7 @@ the log-sum over the words of each label, normalised over the labels.
 
 A server with a short list only bounds a word outside it. L takes the bound. X takes the words outside a
 text's list for equally probable, a margin below the smallest value in it (`lowered`): what bound a word got
-does not matter there, and that it is outside counts (benchmarks/bounds.py has the numbers).
+does not matter there, only that it is outside (benchmarks/bounds.py compares ways of doing it).
 """
 
 from __future__ import annotations
