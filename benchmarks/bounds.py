@@ -6,8 +6,8 @@ The embedded model gives every word's probability; here only the k most probable
 bounded, as `fedbpt_backends.ways.bounded` does, and the words asked for come from such lists too. The user's
 prompt; fitted on the training texts and read on the development texts, and the other way round; no test text
 is read. Tweets: eight draws of four parties (32 and 32); the treatment was chosen on the first four. SST-2
-has three splits of 16 a label, read on 400 rows of the development file as well. The model's answers are kept in
---cache (500 MB).
+has three splits of 16 a label, read on 400 rows of the development file as well. The model's answers are
+kept in --cache (500 MB).
 """
 
 from __future__ import annotations
