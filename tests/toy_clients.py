@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fedbpt_api.federation.client import Client, Plan
 from fedbpt_api.prompts.space import Ids
-from fedbpt_api.scoring.backend import Backend, Floats
+from fedbpt_api.scoring.backend import Backend, Floats, Prompt, Scores
 from fedbpt_api.scoring.budget import Budget, Limits
 from fedbpt_api.scoring.encode import EncodedSet, EncodedText, Encoder
 from fedbpt_api.scoring.losses import cross_entropy
@@ -91,3 +91,22 @@ def table_client(
     scorer.use_words(LABEL_IDS)
     train = EncodedSet(tuple(texts), np.array(labels, dtype=np.intp))
     return Client(name, 0, 0, scorer, train, EncodedSet((), np.zeros(0, dtype=np.intp)))
+
+
+@dataclass
+class Listing(ToyBackend):
+    """Gives the values of the `k` most probable named words; the others are bounded by the least of these.
+
+    Attributes:
+        k: Length of its list.
+        slack: Nats by which its bounds are lower than they could be.
+    """
+
+    k: int = 3
+    slack: float = 0.0
+
+    async def score(self, prompts: Sequence[Prompt], words: Sequence[int]) -> Scores:
+        scores = await super().score(prompts, words)
+        ends = np.sort(scores.logprobs, axis=1)[:, -self.k][:, None]
+        exact = scores.logprobs >= ends
+        return replace(scores, logprobs=np.where(exact, scores.logprobs, ends - self.slack), exact=exact)

@@ -173,7 +173,7 @@ class Client:
         drawn = await write_line(probable, backend.detokenize, np.random.default_rng(job.seed))
         ids = await backend.tokenize(await backend.detokenize(drawn))
         read = [EncodedText((), job.before + ids + job.after)]
-        shares = judge.verbalizer.probabilities(await self.scorer.score(judge.prompt, read))
+        shares = judge.verbalizer.probabilities(*await self.scorer.scores(judge.prompt, read))
         return Line(job.label, ids, float(np.log(shares[0, job.label])))
 
     async def fit(
@@ -183,8 +183,8 @@ class Client:
         texts, labels = self._train.texts, self._train.labels
         if with_dev:
             texts, labels = texts + self._dev.texts, np.concatenate([labels, self._dev.labels])
-        logprobs = await self.scorer.score(prompt, texts)
-        return ClientFit(self.name, logprobs, labels, groups, seed=(self._seed, self._key))
+        logprobs, exact = await self.scorer.scores(prompt, texts)
+        return ClientFit(self.name, logprobs, labels, groups, seed=(self._seed, self._key), exact=exact)
 
     async def evaluate(
         self,
@@ -200,9 +200,9 @@ class Client:
         texts = self._dev if part == "dev" else self._train
         if not len(texts):
             return Sums()
-        logprobs, _ = await self.scorer.scores(prompt, texts.texts, repeat)
-        losses = verbalizer.losses(logprobs, texts.labels)
-        right = verbalizer.logits(logprobs).argmax(axis=1) == texts.labels
+        logprobs, exact = await self.scorer.scores(prompt, texts.texts, repeat)
+        losses = verbalizer.losses(logprobs, texts.labels, exact)
+        right = verbalizer.logits(logprobs, exact).argmax(axis=1) == texts.labels
         return Sums(len(texts), float(losses.sum()), int(right.sum()))
 
     async def search(
@@ -286,12 +286,13 @@ class Client:
         return losses, None
 
     async def _anchor(self, batch: Sequence[int], reference: Reference) -> Floats | None:
-        """Mean of the reference prompt's rows; see `_losses`."""
+        """Means of the reference prompt's views, shape [1 or 2, 1, T]; see `_losses`."""
         if reference.verbalizer.kind == "words":
             return None
-        rows = await self.scorer.score(reference.prompt, [self._train.texts[i] for i in batch])
-        mean: Floats = rows.mean(axis=0)
-        return mean
+        texts = [self._train.texts[i] for i in batch]
+        views = reference.verbalizer.views(*await self.scorer.scores(reference.prompt, texts))
+        means: Floats = views.mean(axis=1, keepdims=True)
+        return means
 
     async def _loss(
         self,
@@ -326,14 +327,15 @@ class Client:
         """Losses of texts under the reference's verbalizer, after moving their mean to the reference's.
 
         A prompt shifts all log-probabilities by about the same amount; the shift is what a refitted
-        verbalizer would take out, so it is taken out here: rows - mean(rows) + mean(reference rows).
+        verbalizer would take out, so it is taken out here: rows - mean(rows) + mean(reference rows),
+        of the words as the labels are read from them and as the weights see them.
         It also keeps a client with one label from being rewarded for a prompt that always says it.
         With label words alone nothing is refitted, and the plain loss stands.
         """
-        rows = await self.scorer.score(prompt, texts)
+        views = reference.verbalizer.views(*await self.scorer.scores(prompt, texts))
         if anchor is not None:
-            rows = rows - rows.mean(axis=0) + anchor
-        return plan.loss(reference.verbalizer.logits(rows), labels)
+            views = views - views.mean(axis=1, keepdims=True) + anchor
+        return plan.loss(reference.verbalizer.read(views), labels)
 
     def _batch(self, plan: Plan, key: tuple[int, ...]) -> list[int]:
         """Training texts of a generation: the same for all its candidates, drawn anew each time."""

@@ -95,7 +95,7 @@ class Classifier:
                     )
             scores = await self.backend.score(prompts, self.prompt.verbalizer.words)
             self.usage = self.usage + scores.usage
-            for row in self.prompt.verbalizer.probabilities(scores.logprobs):
+            for row in self.prompt.verbalizer.probabilities(scores.logprobs, scores.exact):
                 shares = {label: float(p) for label, p in zip(labels, row, strict=True)}
                 yield Prediction(labels[int(np.argmax(row))], shares)
 
@@ -131,7 +131,8 @@ async def adapted(
     """A tuned prompt as another server can take it, and what that costs, in sentences.
 
     Where the vocabulary is another, the prompt is sent as text. Where not every word of a weighted
-    verbalizer comes back, the label words with their bias take its place.
+    verbalizer comes back, the label words with their bias take its place; also where it was fitted on
+    another server's short lists, as lists of another length would be other numbers.
 
     Args:
         prompt: The tuned prompt.
@@ -161,16 +162,21 @@ async def adapted(
     columns = sorted(flat)
     kept = tuple(word for word in words if word is not None)
     plain = verbalizer.kind != "weighted"
-    if len(kept) == len(words) and (plain or (len(words) <= info.max_words and info.complete)):
+    listed = verbalizer.margin is not None
+    fits = info.fingerprint == prompt.model["fingerprint"] if listed else info.complete
+    if len(kept) == len(words) and (plain or (len(words) <= info.max_words and fits)):
         verbalizer = replace(verbalizer, words=kept)
     else:
         reading = verbalizer if plain else prompt.fallback
         if reading is not verbalizer:
-            warnings.append(
-                f"{info.model} does not answer for all {len(words)} words of the weighted verbalizer "
-                f"({info.details.get('way', 'unknown way')}); the label words with "
-                f"{'their bias' if reading else 'no bias'} are used instead: expect less"
+            why = (
+                f"the weighted verbalizer was fitted on the short lists of {prompt.model['name']}"
+                if listed
+                else f"{info.model} does not answer for all {len(words)} words of the weighted verbalizer "
+                f"({info.details.get('way', 'unknown way')})"
             )
+            instead = f"the label words with {'their bias' if reading else 'no bias'} are used instead"
+            warnings.append(f"{why}; {instead}: expect less")
         reading = reading or Verbalizer.from_words(verbalizer.words, verbalizer.groups)
         groups = [[columns.index(column) for column in group] for group in verbalizer.groups]
         labels = [word for column in columns if (word := words[column]) is not None]

@@ -57,7 +57,7 @@ async def final_test(
         try:
             for prompt in prompts:
                 async with asyncio.timeout(timeout):
-                    rows[prompt] = await scorer.score(prompt, encoded.texts)
+                    rows[prompt] = await scorer.scores(prompt, encoded.texts)
                 done += len(encoded)
                 progress(done, total)
         except (FedbptError, TimeoutError) as error:
@@ -68,7 +68,7 @@ async def final_test(
         truth += encoded.labels.tolist()
         owners += [client.name] * len(encoded)
         for c in contestants:
-            predictions[c.method] += c.verbalizer.logits(rows[c.prompt]).argmax(axis=1).tolist()
+            predictions[c.method] += c.verbalizer.logits(*rows[c.prompt]).argmax(axis=1).tolist()
     if not truth:
         return None
     common = _majority(task.clients, labels)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.scoring.backend import Bools, Floats
 from fedbpt_api.verbalizer import regression
 from fedbpt_api.verbalizer.messages import (
     AskCross,
@@ -23,7 +23,7 @@ from fedbpt_api.verbalizer.messages import (
 )
 from fedbpt_api.verbalizer.problem import FitError
 from fedbpt_api.verbalizer.regression import Ints
-from fedbpt_api.verbalizer.verbalizer import label_logprobs, normalised
+from fedbpt_api.verbalizer.verbalizer import MARGIN, label_logprobs, lowered, normalised
 
 _PURPOSE = 71  # keys the generator that draws folds
 
@@ -57,6 +57,7 @@ class ClientFit:
         groups: For each label the columns of its words.
         seed: Key of the generator that assigns folds.
         folds: Each text's fold, shape [n], in place of drawn ones.
+        exact: False where `logprobs` are bounds, shape [n, T]; all are values where not given.
 
     Raises:
         ValueError: Shapes that do not fit together, labels without a group, NaN.
@@ -71,16 +72,20 @@ class ClientFit:
         *,
         seed: Sequence[int] = (0,),
         folds: Ints | None = None,
+        exact: Bools | None = None,
     ) -> None:
         self.name = name
         width = np.asarray(logprobs).shape[-1]
-        self._rows = normalised(logprobs, width)
+        plain = self._rows = normalised(logprobs, width)
+        self._bounded = 0 if exact is None else int(np.count_nonzero(~exact))
+        if exact is not None and self._bounded:
+            self._rows = normalised(lowered(np.asarray(logprobs, dtype=np.float64), exact, MARGIN), width)
         self._labels = np.asarray(labels, dtype=np.intp)
         if self._labels.shape != self._rows.shape[:1] or not np.isfinite(self._rows).all():
             raise ValueError(f"client {name}: expected a label and {width} finite numbers for each text")
         if len(self._labels) and not 0 <= self._labels.min() <= self._labels.max() < len(groups):
             raise ValueError(f"client {name}: expected labels within 0..{len(groups) - 1}")
-        self._label_rows = label_logprobs(self._rows, groups)
+        self._label_rows = label_logprobs(plain, groups)
         self._seed = tuple(seed)
         self._given = folds
         self._folds = np.zeros(len(self._labels), dtype=np.intp)
@@ -120,6 +125,7 @@ class ClientFit:
             logits=self._label_rows.sum(axis=0),
             mean=mean,
             scatter=(away.T @ away)[np.triu_indices(width)],
+            bounded=self._bounded,
         )
 
     def _begin(self, begin: Begin) -> Sums:

@@ -66,6 +66,7 @@ class Moments:
         logits: Label log-probabilities summed, shape [C].
         mean: Mean log-probabilities, shape [T]; empty where not asked for.
         scatter: Products of deviations from the client's mean, summed: upper triangle, [T (T + 1) / 2].
+        bounded: How many of its n T log-probabilities are bounds.
     """
 
     folds: Numbers
@@ -73,6 +74,7 @@ class Moments:
     logits: Numbers
     mean: Numbers
     scatter: Numbers
+    bounded: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)

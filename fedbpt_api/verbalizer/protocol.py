@@ -26,7 +26,7 @@ from fedbpt_api.verbalizer.descent import Descent
 from fedbpt_api.verbalizer.messages import AskCross, AskMoments, AskSums, Begin, Cross, Message, Moments, Sums
 from fedbpt_api.verbalizer.problem import FitError
 from fedbpt_api.verbalizer.regression import Ints
-from fedbpt_api.verbalizer.verbalizer import Kind, Verbalizer
+from fedbpt_api.verbalizer.verbalizer import MARGIN, Kind, Verbalizer
 
 PENALTIES: Final = (1.0, 0.3, 0.1, 0.03, 0.01)
 """Strengths that are tried, the simplest model first; those below 5/n never win and are left out."""
@@ -134,6 +134,7 @@ class _Problem:
         logits: Label log-probabilities summed over texts, shape [C].
         mean, spread: Standardisation, shape [T].
         axes: Standardised words to components, shape [T, r].
+        margin: As the verbalizer's: None where no client has a bound.
     """
 
     labels: Ints
@@ -142,6 +143,7 @@ class _Problem:
     mean: Floats
     spread: Floats
     axes: Floats
+    margin: float | None
 
     @property
     def n(self) -> int:
@@ -198,8 +200,9 @@ def _problem(answers: list[Moments], width: int) -> _Problem:
     rank = int(np.count_nonzero(variances > _RANK * max(variances.max(initial=0.0), _RANK)))
     kept = max(0, min(_most_components(len(labels)), rank, n - 1))
     if not kept:
-        return _Problem(labels, folds, logits, np.zeros(0), np.zeros(0), np.zeros((0, 0)))
-    return _Problem(labels, folds, logits, mean, spread, axes[:, ::-1][:, :kept])
+        return _Problem(labels, folds, logits, np.zeros(0), np.zeros(0), np.zeros((0, 0)), None)
+    margin = MARGIN if any(a.bounded for a in answers) else None
+    return _Problem(labels, folds, logits, mean, spread, axes[:, ::-1][:, :kept], margin)
 
 
 def _most_components(labels: int) -> int:
@@ -304,6 +307,7 @@ def _fold_back(plain: Verbalizer, problem: _Problem, theta: Floats) -> Verbalize
         mean=problem.mean,
         spread=problem.spread,
         kind="weighted",
+        margin=problem.margin,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy.typing as npt
 
+from fedbpt_api.scoring.backend import Bools
 from fedbpt_api.verbalizer.client import ClientFit
 from fedbpt_api.verbalizer.messages import decode, encode
 from fedbpt_api.verbalizer.problem import FitError
@@ -114,6 +115,7 @@ def fit(
     *,
     kind: Kind = "weighted",
     folds: int | Ints = 8,
+    exact: Bools | None = None,
 ) -> tuple[Verbalizer, FitReport]:
     """Fit a verbalizer on texts that lie in one place.
 
@@ -124,9 +126,10 @@ def fit(
         groups: For each label the columns of its words.
         kind: The richest kind allowed.
         folds: Number of folds, or each text's fold, shape [n].
+        exact: False where `logprobs` are bounds, shape [n, T]; all are values where not given.
     """
     count, given = (folds, None) if isinstance(folds, int) else (int(folds.max()) + 1, folds)
-    client = ClientFit("all", logprobs, labels, groups, folds=given)
+    client = ClientFit("all", logprobs, labels, groups, folds=given, exact=exact)
     talk = protocol(words, groups, kind, count)
     exchanges, up, down = 0, 0, 0
     try:

@@ -4,6 +4,10 @@
 
 X are the log-probabilities of T named words, normalised over the T words; L are those of the labels:
 the log-sum over the words of each label, normalised over the labels.
+
+A server with a short list only bounds a word outside it. L takes the bound. X takes the words outside a
+text's list for equally probable, a margin below the smallest value in it (`lowered`): what bound a word got
+does not matter there, only that it is outside (benchmarks/bounds.py compares ways of doing it).
 """
 
 from __future__ import annotations
@@ -15,10 +19,13 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.scoring.backend import Bools, Floats
 from fedbpt_api.scoring.losses import cross_entropy
 
 Kind: TypeAlias = Literal["words", "bias", "weighted"]
+
+MARGIN = 0.5
+"""Nats by which words outside a list are taken to be below the smallest value in it."""
 
 _FLOOR = -60.0  # log-probabilities below are raised to it, so that a server's -inf stays a number
 
@@ -36,6 +43,9 @@ class Verbalizer:
         mean: Subtracted from the words' log-probabilities, shape [T].
         spread: Divides them after that, shape [T].
         kind: "words": label words alone; "bias": a bias and perhaps a scale; "weighted": weights too.
+        margin: The weights take words outside a list for this much below the smallest value in it, in
+            nats; None where they take bounds for values: nothing was bounded when they were fitted, or
+            they come from a version that did not ask.
 
     Raises:
         ValueError: Shapes, columns or numbers that do not fit together.
@@ -49,6 +59,7 @@ class Verbalizer:
     mean: Floats
     spread: Floats
     kind: Kind
+    margin: float | None = None
 
     def __post_init__(self) -> None:
         t, c = len(self.words), len(self.groups)
@@ -67,6 +78,8 @@ class Verbalizer:
             object.__setattr__(self, name, values)
         if not np.isfinite(self.scale) or not (self.spread > 0).all():
             raise ValueError("scale must be finite and spread positive")
+        if self.margin is not None and not 0 <= self.margin < np.inf:
+            raise ValueError(f"margin must be at least 0 nats, got {self.margin}")
 
     @classmethod
     def from_words(cls, words: Sequence[int], groups: Sequence[Sequence[int]]) -> Verbalizer:
@@ -95,29 +108,48 @@ class Verbalizer:
             kind=kind,
         )
 
-    def logits(self, logprobs: npt.ArrayLike) -> Floats:
+    def logits(self, logprobs: npt.ArrayLike, exact: Bools | None = None) -> Floats:
         """Unnormalised label log-probabilities.
 
         Args:
             logprobs: Natural logarithms, shape [n, T]; normalised here over the T words.
+            exact: False where they are bounds, shape [n, T]; all are values where not given.
 
         Returns:
             Shape [n, C].
         """
-        rows = normalised(logprobs, len(self.words))
+        return self.read(self.views(logprobs, exact))
+
+    def views(self, logprobs: npt.ArrayLike, exact: Bools | None = None) -> Floats:
+        """`logprobs` as the labels are read from them and, where that differs, as the weights see them.
+
+        Returns:
+            Shape [1 or 2, n, T], for `read`; the only one is `logprobs` itself.
+        """
+        rows = np.asarray(logprobs, dtype=np.float64)
+        if self.kind != "weighted" or self.margin is None or exact is None or np.all(exact):
+            return rows[None]
+        return np.stack([rows, lowered(rows, exact, self.margin)])
+
+    def read(self, views: Floats) -> Floats:
+        """What `logits` gives, shape [n, C], from `views` or from something that was made of them."""
+        rows = normalised(views[0], len(self.words))
         logits: Floats = self.scale * label_logprobs(rows, self.groups) + self.bias
         if self.kind == "weighted":
-            logits = logits + ((rows - self.mean) / self.spread) @ self.weights.T
+            seen = rows if len(views) == 1 else normalised(views[1], len(self.words))
+            logits = logits + ((seen - self.mean) / self.spread) @ self.weights.T
         return logits
 
-    def probabilities(self, logprobs: npt.ArrayLike) -> Floats:
-        """Label probabilities, shape [n, C], for word log-probabilities of shape [n, T]."""
-        logits = self.logits(logprobs)
+    def probabilities(self, logprobs: npt.ArrayLike, exact: Bools | None = None) -> Floats:
+        """Label probabilities, shape [n, C]; the arguments are those of `logits`."""
+        logits = self.logits(logprobs, exact)
         return np.exp(logits - log_sum(logits))
 
-    def losses(self, logprobs: npt.ArrayLike, labels: npt.NDArray[np.intp]) -> Floats:
+    def losses(
+        self, logprobs: npt.ArrayLike, labels: npt.NDArray[np.intp], exact: Bools | None = None
+    ) -> Floats:
         """Cross-entropy in nats of n texts with known labels (indices of `groups`), shape [n]."""
-        return cross_entropy(self.logits(logprobs), labels)
+        return cross_entropy(self.logits(logprobs, exact), labels)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and lists; weights only where there are any."""
@@ -130,6 +162,8 @@ class Verbalizer:
         }
         if self.kind == "weighted":
             data |= {name: getattr(self, name).tolist() for name in ("mean", "spread", "weights")}
+        if self.margin is not None:
+            data["margin"] = self.margin
         return data
 
     @classmethod
@@ -152,6 +186,7 @@ class Verbalizer:
             mean=np.array(data["mean"], dtype=np.float64) if weighted else plain.mean,
             spread=np.array(data["spread"], dtype=np.float64) if weighted else plain.spread,
             kind=data["kind"],
+            margin=float(data["margin"]) if data.get("margin") is not None else None,
         )
 
     def __eq__(self, other: object) -> bool:
@@ -162,7 +197,7 @@ class Verbalizer:
 
     def _key(self) -> tuple[object, ...]:
         arrays = (self.bias, self.weights, self.mean, self.spread)
-        return (self.kind, self.words, self.groups, self.scale, *(a.tobytes() for a in arrays))
+        return (self.kind, self.words, self.groups, self.scale, self.margin, *(a.tobytes() for a in arrays))
 
 
 def log_sum(values: Floats) -> Floats:
@@ -186,6 +221,21 @@ def normalised(logprobs: npt.ArrayLike, width: int) -> Floats:
     rows = np.maximum(rows, rows.max(axis=1, keepdims=True) + _FLOOR)
     shares: Floats = rows - log_sum(rows)
     return shares
+
+
+def lowered(rows: Floats, exact: Bools, margin: float) -> Floats:
+    """`rows` [n, T] with bounds put `margin` below the smallest exact value of their row.
+
+    A row that is nothing but bounds goes by its smallest bound.
+
+    Raises:
+        ValueError: `exact` has another shape.
+    """
+    if exact.shape != rows.shape:
+        raise ValueError(f"expected marks of shape {list(rows.shape)}, got {list(exact.shape)}")
+    listed = exact | ~exact.any(axis=1, keepdims=True)
+    ends = np.where(listed, rows, np.inf).min(axis=1, keepdims=True)
+    return np.where(exact, rows, ends - margin)
 
 
 def label_logprobs(rows: Floats, groups: Sequence[Sequence[int]]) -> Floats:

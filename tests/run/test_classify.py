@@ -20,6 +20,7 @@ from fedbpt_api.scoring.backend import Prompt, Scores
 from fedbpt_api.task import Example, LabelWords
 from fedbpt_api.verbalizer import Verbalizer
 from toy import ALIKE, IDS, TEXTS, ToyBackend, Toys, make_examples, make_task
+from toy_clients import Listing
 from toy_runs import make_settings
 
 TASK = make_task()
@@ -188,6 +189,28 @@ async def test_where_not_all_words_come_back_label_words_and_bias_do(
         (warning,) = short.warnings
     assert "weighted" in warning and "bias" in warning
     assert len(short.prompt.verbalizer.words) == 2
+
+
+async def test_weights_fitted_on_short_lists_are_used_on_that_server_and_on_no_other(
+    toys: Toys, tuned: tuple[RunResult, TunedPrompt]
+) -> None:
+    words = tuple(range(300, 300 + len(tuned[1].verbalizer.words) - 2))
+    plain = replace(tuned[1].verbalizer, words=(*tuned[1].verbalizer.words[:2], *words), kind="weighted")
+    weighted = replace(plain, weights=np.linspace(-0.5, 0.5, plain.weights.size).reshape(2, -1), margin=0.5)
+    texts = tuple([await ToyBackend().detokenize([word]) for word in weighted.words])
+    prompt = replace(tuned[1], verbalizer=weighted, word_texts=texts)
+    toys.opened["list"] = Listing(complete=False, k=len(texts) // 2)
+    toys.opened["other"] = ToyBackend(seed=5)
+    rows = make_examples(40, 52)
+    async with await Classifier.open(prompt, "toy", name="list") as same:
+        assert same.warnings == [] and same.prompt.verbalizer == weighted
+        told = await same.classify(rows)
+        same.prompt = replace(prompt, verbalizer=replace(weighted, margin=None))
+        assert told != await same.classify(rows)  # the marks are used
+    async with await Classifier.open(prompt, "toy", name="other") as other:
+        assert other.prompt.verbalizer.kind == "bias"
+        first, _ = other.warnings
+    assert "fitted on the short lists of toy" in first and "bias" in first
 
 
 async def test_label_words_that_cannot_be_told_apart_there_are_refused_and_the_backend_closed(

@@ -324,7 +324,7 @@ def test_a_client_refuses_what_a_server_does_not_ask() -> None:
         ("weighted", Cross(1, np.zeros(1), np.zeros((1, 1))), "expected Moments from every client"),
         (
             "weighted",
-            Moments(np.ones(8), np.ones(2), np.zeros(2), np.zeros(4), np.zeros(10)),
+            Moments(np.ones(8), np.ones(2), np.zeros(2), np.zeros(4), np.zeros(10), 0),
             "other than 3 words",
         ),
         ("words", Sums(np.zeros(1), np.zeros(1), np.zeros(0)), "expected Cross from every client"),
