@@ -122,6 +122,8 @@ class BackendInfo:
         soft: Whether inputs may hold a continuous prompt.
         complete: Whether every named word gets its exact value; false where only a short list comes back.
         noise: Standard deviation of a log-probability when the same is asked again, in nats.
+        block: Tokens that a prefix cache keeps or drops together; 1 where it keeps every prefix, has none, or
+            does not say.
     """
 
     kind: str
@@ -135,6 +137,7 @@ class BackendInfo:
     soft: bool = False
     complete: bool = True
     noise: float = 0.0
+    block: int = 1
 
 
 @dataclass(frozen=True, slots=True)
