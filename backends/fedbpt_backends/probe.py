@@ -289,13 +289,9 @@ class Probe(Asker):
         """Tokens of a block of vLLM's prefix cache, by its metrics; 1 where it has none or does not say."""
         self.requests += 1
         _, text = await self.http.peek("GET", "/metrics")
-        found = [dict(_LABEL.findall(labels)) for labels in _CACHE.findall(str(text))]
-        sizes = [
-            int(labels.get("block_size", ""))
-            for labels in found
-            if labels.get("enable_prefix_caching") == "True" and labels.get("block_size", "").isdigit()
-        ]
-        return max([1, *sizes])
+        caches = [dict(_LABEL.findall(labels)) for labels in _CACHE.findall(str(text))]
+        sizes = [c.get("block_size", "") for c in caches if c.get("enable_prefix_caching") == "True"]
+        return max([1, *(int(size) for size in sizes if size.isdigit())])
 
     # Routes and words -------------------------------------------------------------------------
 
