@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import numpy as np
 
@@ -16,20 +17,22 @@ from fedbpt_api.prompts.codebook import CodebookSpace
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.scoring.backend import Backend, Floats
 
+_SENTENCE = (
+    "Here is some text that was written by someone and is now read by you , one line at a time , "
+    "from the first word to the last ."
+)
 
-def _rule(sign: str) -> Callable[[int], str]:
-    """A line of signs: every one a token, and the line break."""
-    return lambda k: sign + f" {sign}" * (k - 2) + "\n" if k > 1 else "\n"
 
-
-def _row(sign: str) -> Callable[[int], str]:
-    return lambda k: f" {sign}" * k
+def _prose(k: int) -> str:
+    """The first words of a sentence, over and over, each of them a token, and the line break."""
+    return " ".join(islice(cycle(_SENTENCE.split()), k - 1)) + "\n"
 
 
 _FORMS: tuple[Callable[[int], str], ...] = (
+    _prose,  # measured: harmless, where as many signs or line breaks raise the loss (docs/servers.md)
+    lambda k: "*" + " *" * (k - 2) + "\n" if k > 1 else "\n",
+    lambda k: " *" * k,  # where a prompt begins with a line break, which would join another
     lambda k: "\n" * k,
-    *(_rule(sign) for sign in "-=*."),
-    *(_row(sign) for sign in "-=*."),  # where a prompt begins with a line break, which would join another
 )
 
 
@@ -89,7 +92,7 @@ def typical(space: CodebookSpace, lead: int, block: int, texts: float, sigma: fl
 
 
 async def pad(backend: Backend, space: CodebookSpace, lead: int, block: int) -> PaddedSpace | None:
-    """The space with padding in front of its prompts: line breaks, or lines of signs where those merge.
+    """The space with padding in front of its prompts: a sentence, or signs or line breaks.
 
     A prompt's text must be tokenised into the prompt's ids again, so a padding is taken only if it is as many
     tokens as are missing, and stays apart from what follows it.

@@ -65,26 +65,45 @@ class Merging(ToyBackend):
         return await super().tokenize(re.sub("\n+", "\n", text))
 
 
-class Ruling(Merging):
-    """So are signs with a blank before them, each for itself."""
+class Signs(Merging):
+    """A sign with the blank before it is one token."""
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
-        return await super().tokenize(text.replace(" -", "-"))
+        return await super().tokenize(text.replace(" *", "*"))
 
 
-async def test_where_line_breaks_join_a_line_of_signs_is_taken_and_a_row_before_a_line_break() -> None:
-    book = await codebook_for(BACKEND, 2)
-    space = await words_after(BACKEND, book, PROMPT, 2)
-    assert await pad(Merging(), space, 0, 16) is None  # there " -" is two tokens
-    wide = await pad(Ruling(), space, 0, 16)
+class Words(Merging):
+    """So is every word, of one letter here."""
+
+    async def tokenize(self, text: str) -> tuple[int, ...]:
+        first, *rest = re.split("(?=\n)", text, maxsplit=1)
+        words = re.sub(r"\S+ ?", "w", first) if first.startswith("Here is") else first
+        return await super().tokenize("".join([words, *rest]))
+
+
+@pytest.mark.parametrize(
+    ("backend", "prompt", "begins"),
+    [
+        (BACKEND, PROMPT, "\n"),  # its words are many tokens, and line breaks stay apart
+        (Signs(), PROMPT, "*"),
+        (Signs(), "\nIs it?", "*"),
+        (Words(), PROMPT, "w"),
+    ],
+)
+async def test_the_first_padding_that_is_as_many_tokens_as_are_missing_is_taken(
+    backend: ToyBackend, prompt: str, begins: str
+) -> None:
+    space = await words_after(BACKEND, BOOK, prompt, 2)
+    wide = await pad(backend, space, 0, 16)
     assert wide is not None
-    signs = "-" * (missing(len(await BACKEND.tokenize(PROMPT)), 16) - 1)
-    assert await BACKEND.detokenize(wide.decode(np.zeros(4))) == f"{signs}\n{PROMPT}"
-    begins = await words_after(BACKEND, book, "\nIs it?", 2)
-    wide = await pad(Ruling(), begins, 0, 16)
-    assert wide is not None
-    assert (await BACKEND.detokenize(wide.decode(np.zeros(4)))).startswith("---")
-    assert "-\n\n" not in await BACKEND.detokenize(wide.decode(np.zeros(4)))
+    text = await BACKEND.detokenize(wide.decode(np.zeros(4)))
+    n = missing(len(await BACKEND.tokenize(prompt)), 16)
+    alone = prompt.startswith("\n") or begins == "\n"
+    assert text == (begins * n if alone else begins * (n - 1) + "\n") + prompt
+
+
+async def test_without_such_padding_there_is_none() -> None:
+    assert await pad(Merging(), await words_after(BACKEND, BOOK, PROMPT, 2), 0, 16) is None
 
 
 @given(st.integers(1, 200), st.integers(1, 64), st.integers(1, 100))
