@@ -29,8 +29,9 @@ import typer
 
 from fedbpt_api.data import read_examples
 from fedbpt_api.scoring.backend import Backend, Bools, Floats
-from fedbpt_api.scoring.encode import Encoder, label_tokens
+from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.scoring.registry import open_backend
+from fedbpt_api.scoring.trie import label_trie
 from fedbpt_api.task import Example, LabelWords, Template
 from fedbpt_api.verbalizer import ClientFit, Kind, fit_over_clients, label_groups, merge_words, word_sums
 from fedbpt_api.verbalizer.regression import Ints
@@ -119,7 +120,7 @@ async def drawn(cache: Path) -> dict[str, list[Task]]:
 async def both(
     backend: Backend, config: dict[str, Any], seed: int, halves: list[list[Texts]], more: list[Texts]
 ) -> list[Task]:
-    words, _ = await label_tokens(backend, LabelWords.from_mapping(config["labels"]))
+    words = (await label_trie(backend, LabelWords.from_mapping(config["labels"]))).tokens
     return [Task(seed, words, tuple(a), (*b, *more)) for a, b in (halves, halves[::-1])]
 
 

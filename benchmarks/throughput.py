@@ -10,8 +10,9 @@
 `generation`: scored examples a second of a CMA-ES generation (8 candidates on 32 texts, through the
 Scorer) against a bare load generator that sends the same kind of token-id requests at its best
 concurrency. `prefix`: of the tokens that could be re-used (vLLM: in whole cache blocks; llama.cpp: by
-each slot), the share that was, by the server's own counters. `client`: processor time that this package
-takes for a scored example on a server that answers at once, and how memory grows.
+each slot), the share that was, by the server's own counters. `padding`: scored examples a second with
+prompts that fill whole blocks against those that do not. `client`: processor time that this package takes
+for a scored example on a server that answers at once, and how memory grows.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +35,7 @@ import numpy as np
 import orjson
 import typer
 
+from fedbpt_api.prompts.padding import evaluated, missing
 from fedbpt_api.scoring.backend import Backend, Prompt
 from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.encode import EncodedText, Encoder
@@ -46,7 +48,6 @@ app = typer.Typer(add_completion=False)
 WORDS = LabelWords(("negative", "positive"), ((" negative",), (" positive",)))
 TEMPLATE = Template.parse("Review: {text}\nSentiment:")
 CANDIDATES, TEXTS, TURNS = 8, 32, 3
-BLOCK = 32
 JSON = {"Content-Type": "application/json"}
 WORDLIST = "the film was a long and quiet story about two people who never meet but know each other"
 Ids = tuple[int, ...]
@@ -61,13 +62,13 @@ def texts(n: int) -> list[Example]:
 
 
 class Fresh:
-    """Prompts of 24 tokens that were never sent before, so that nothing is known or cached."""
+    """Prompts that were never sent before, so that nothing is known or cached."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens, self._rng = list(tokens), np.random.default_rng(time.time_ns())
 
-    def prompts(self, n: int) -> list[Ids]:
-        return [tuple(int(t) for t in self._rng.choice(self._tokens, 24)) for _ in range(n)]
+    def prompts(self, n: int, length: int = 24) -> list[Ids]:
+        return [tuple(int(t) for t in self._rng.choice(self._tokens, length)) for _ in range(n)]
 
 
 async def prepared(backend: Backend) -> tuple[list[EncodedText], Ids, Fresh]:
@@ -79,20 +80,32 @@ async def prepared(backend: Backend) -> tuple[list[EncodedText], Ids, Fresh]:
 
 async def rates(fresh: Fresh, ours: Timed, bare: dict[str, Timed]) -> None:
     """Take turns, print medians and the ratio to the best bare one."""
-    seconds: dict[str, list[float]] = {name: [] for name in ("ours", *bare)}
+    seconds = await in_turns(fresh, {"ours": ours, **bare})
+    found = medians(seconds)
+    best = max(found[name] for name in bare)
+    low, high = (CANDIDATES * TEXTS / pick(seconds["ours"]) for pick in (max, min))
+    print(f"ours / best bare: {found['ours'] / best:.3f}   (ours from {low:.1f} to {high:.1f})")
+
+
+async def in_turns(fresh: Fresh, works: Mapping[str, Timed], length: int = 24) -> dict[str, list[float]]:
+    """Seconds that each took for a generation, in each turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(TURNS + 1):
-        for name, work in {"ours": ours, **bare}.items():
-            prompts = fresh.prompts(CANDIDATES)
+        for name, work in works.items():
+            prompts = fresh.prompts(CANDIDATES, length)
             began = time.perf_counter()
             await work(prompts)
             if turn:  # the first turn warms up
                 seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Scored examples a second, printed."""
     found = {name: CANDIDATES * TEXTS / statistics.median(values) for name, values in seconds.items()}
     for name, rate in found.items():
         print(f"{name:<32} {rate:8.1f} scored examples/s")
-    best = max(found[name] for name in bare)
-    low, high = (CANDIDATES * TEXTS / pick(seconds["ours"]) for pick in (max, min))
-    print(f"ours / best bare: {found['ours'] / best:.3f}   (ours from {low:.1f} to {high:.1f})")
+    return found
 
 
 async def through_scorer(
@@ -215,7 +228,7 @@ async def _prefix(kind: str, url: str) -> None:
     encoded, words, fresh = await prepared(backend)
     prompts = [p + q + r for p, q, r in zip(*(fresh.prompts(CANDIDATES) for _ in range(3)), strict=True)]
     # vLLM keeps whole blocks, for all requests; llama.cpp each token, for each slot.
-    size, first = (BLOCK, 1) if kind == "vllm" else (1, backend.info.batch)
+    size, first = backend.info.block, 1 if kind == "vllm" else backend.info.batch
     before = await _hits(url) if kind == "vllm" else 0.0
     cached = await through_scorer(backend, words, encoded, prompts)
     hits = await _hits(url) - before if kind == "vllm" else float(cached)
@@ -225,6 +238,38 @@ async def _prefix(kind: str, url: str) -> None:
         could += sum(p.shared // size * size for p in inputs[first:])
     print(f"{CANDIDATES} prompts of {len(prompts[0])} tokens, {TEXTS} texts each, blocks of {size}")
     print(f"tokens that could be re-used: {could:,}; re-used: {hits:,.0f} ({hits / could:.1%})")
+    await backend.aclose()
+
+
+@app.command()
+def padding(
+    url: Annotated[str, typer.Option(help="A vLLM with prefix caching.")],
+    shared: Annotated[int, typer.Option(help="Tokens that a prompt's inputs share.")] = 45,
+) -> None:
+    """What prompts that fill whole cache blocks bring."""
+    asyncio.run(_padding(url, shared))
+
+
+async def _padding(url: str, shared: int) -> None:
+    backend = await open_backend("vllm", base_url=url)
+    encoded, words, fresh = await prepared(backend)
+    block, lead = backend.info.block, encoded[0].lead
+    fill = missing(shared, block)
+
+    async def plain(prompts: Sequence[Ids]) -> None:
+        await through_scorer(backend, words, encoded, prompts)
+
+    async def padded(prompts: Sequence[Ids]) -> None:
+        fillers = fresh.prompts(len(prompts), fill)
+        await plain([f + p for f, p in zip(fillers, prompts, strict=True)])
+
+    own = statistics.mean(len(text) - lead for text in encoded)
+    tokens = [evaluated(n, block, TEXTS) + own for n in (shared, shared + fill)]
+    names = f"plain, {shared} tokens shared", f"padded to {shared + fill}"
+    works = dict(zip(names, (plain, padded), strict=True))
+    rate = medians(await in_turns(fresh, works, shared - lead))
+    print(f"tokens evaluated for each text: {tokens[0]:.1f} plain, {tokens[1]:.1f} padded")
+    print(f"padded / plain: {rate[names[1]] / rate[names[0]]:.3f}")
     await backend.aclose()
 
 

@@ -75,6 +75,7 @@ class ToyBackend:
         soft: Whether it takes vectors: each is read as the token whose embedding is nearest.
         complete: Whether it says that every named word comes back.
         noise: Standard deviation of a log-probability when the same is asked again.
+        block: Tokens that it says its cache keeps together.
         hold: While it is not set, requests that have arrived are not answered. One that nobody sets is
             a server that hangs.
         turns: How many turns of the event loop each request takes; one number a request, 0 after these.
@@ -92,6 +93,7 @@ class ToyBackend:
     soft: bool = False
     complete: bool = True
     noise: float = 0.0
+    block: int = 1
     hold: asyncio.Event | None = None
     turns: Sequence[int] = ()
     fail_on: frozenset[int] = frozenset()
@@ -130,6 +132,7 @@ class ToyBackend:
             soft=self.soft,
             complete=self.complete,
             noise=self.noise,
+            block=self.block,
         )
 
     @property

@@ -32,6 +32,8 @@ __all__ = ["Finding", "Probe", "served_model"]
 T = TypeVar("T")
 CHOICES = (" yes", " no")
 _LIMIT = re.compile(r"(?:max\w*|most|equal to|<=|between 0 and|up to)\D{0,40}?(\d+)", re.IGNORECASE)
+_CACHE = re.compile(r"^vllm:cache_config_info\{(.*)\}", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 _REPEATS = 4
 
 
@@ -277,16 +279,19 @@ class Probe(Asker):
         first, second = (h.replies[0].cached if h.replies else None for h in heard)
         if second is None:
             return self.note(name, None, "", "answers do not say how much of a prompt was cached")
-        unit = await self._block_size() if self.server == VLLM else ""
+        block = await self.block_size() if self.server == VLLM else 1
+        unit = f"blocks of {block}" if block > 1 else ""
         size = heard[1].replies[0].counted or len(prompt)
         how = f"{second} of {size} tokens cached when asked again, {first or 0} at first"
         return self.note(name, second > (first or 0), unit, how)
 
-    async def _block_size(self) -> str:
+    async def block_size(self) -> int:
+        """Tokens of a block of vLLM's prefix cache, by its metrics; 1 where it has none or does not say."""
         self.requests += 1
         _, text = await self.http.peek("GET", "/metrics")
-        found = re.search(r'vllm:cache_config_info{[^}]*\bblock_size="(\d+)"', str(text))
-        return f"blocks of {found[1]}" if found else ""
+        caches = [dict(_LABEL.findall(labels)) for labels in _CACHE.findall(str(text))]
+        sizes = [c.get("block_size", "") for c in caches if c.get("enable_prefix_caching") == "True"]
+        return max([1, *(int(size) for size in sizes if size.isdigit())])
 
     # Routes and words -------------------------------------------------------------------------
 

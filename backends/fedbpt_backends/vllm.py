@@ -139,6 +139,7 @@ class Vllm:
             table = _table(weights, str(served.get("root", "")))
             soft = bool((await probe.vectors(table)).found) if table is not None else False
             noise = float((await probe.noise()).value)
+            block = await probe.block_size()
         except BaseException:
             await http.aclose()
             raise
@@ -147,6 +148,7 @@ class Vllm:
         details = {
             "url": http.base_url, "version": release, "way": chosen.name, "top-k": top,
             "system_fingerprint": probe.system_fingerprint, "noise": f"{noise:.2g}",
+            "cache block": str(block),
             "requests of the probe": str(probe.requests),
         }  # fmt: skip
         info = BackendInfo(
@@ -161,6 +163,7 @@ class Vllm:
             soft=soft,
             complete=not isinstance(chosen, TopK),
             noise=noise,
+            block=block,
         )
         self = cls(http, info, chosen, table, process)
         self._texts = texts

@@ -140,6 +140,21 @@ class Client:
         """Tokens of each training text up to its end, the template's own included."""
         return tuple(text.text[-1] + 1 if text.text else 0 for text in self._train.texts)
 
+    @property
+    def example_first(self) -> bool:
+        """Whether the texts stand before the prompt's place."""
+        return any(text.example_first for text in self._train.texts)
+
+    @property
+    def lead(self) -> int:
+        """Tokens that all its inputs share beside their prompt; see `EncodedText.lead`."""
+        return max((text.lead for text in self._train.texts), default=0)
+
+    @property
+    def own_lengths(self) -> tuple[int, ...]:
+        """Tokens of each training input that no other shares: from its text to its end."""
+        return tuple(len(text) - self.lead for text in self._train.texts)
+
     def moved(self) -> Client:
         """The same client with the prompt's place right behind its texts."""
         train, dev = self._train.moved(), self._dev.moved()

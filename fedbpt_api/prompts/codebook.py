@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from itertools import pairwise
@@ -145,6 +145,32 @@ class CodebookSpace:
             else:
                 ids += piece
         return tuple(ids)
+
+    @property
+    def lengths(self) -> frozenset[int]:
+        """Tokens that a prompt of this space may have."""
+        fixed = sum(len(piece) for piece in self.pieces if not isinstance(piece, int))
+        own = () if self.bare is None else (len(self.bare),)
+        return frozenset((*range(fixed, fixed + len(self.anchors) + 1), *own))
+
+    @property
+    def fullest(self) -> Ids:
+        """A prompt with a word at every position."""
+        far = np.linalg.norm(self.codebook.coordinates, axis=1).argmax()
+        return self.decode(self.codebook.coordinates[far] - self.anchors)
+
+    def shorter(self) -> tuple[CodebookSpace, ...]:
+        """Spaces of at least half as many positions, where all of them stand in one place."""
+        gaps = [piece for piece in self.pieces if isinstance(piece, int)]
+        fewer = range(len(self.anchors) - 1, (len(self.anchors) - 1) // 2, -1) if len(gaps) == 1 else ()
+        return tuple(
+            replace(
+                self,
+                pieces=tuple(n if isinstance(piece, int) else piece for piece in self.pieces),
+                anchors=self.anchors[:n],
+            )
+            for n in fewer
+        )
 
     def words(self, z: Floats) -> list[Ids]:
         """For each position the token id of its word, or nothing."""

@@ -23,6 +23,7 @@ from fedbpt_api.prompts.space import AnyPrompt, Ids, PromptSpace
 from fedbpt_api.prompts.written import Job, Line
 from fedbpt_api.run.assess import START, Assessment, Assessor
 from fedbpt_api.run.config import Settings
+from fedbpt_api.run.padding import blocks_of, settle_padding
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import Encoder
@@ -30,6 +31,7 @@ from fedbpt_api.task import Example
 
 _SHARE = 0.5  # of a budget that the starting prompts may take
 _MOST = 48  # draws of made-up examples
+_FITTING = 4  # of which one is taken, for the blocks of a cache
 _WRITING = 0.06  # of the scored examples that writing lines may take
 _LINES, _LINE = 12, 13  # lines for a label at most, and what writing one costs about
 
@@ -52,34 +54,63 @@ async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessm
     prompts = list(dict.fromkeys(settings.prompts))
     for text in prompts:
         await assessor.assess(await backend.tokenize(text), START)
+    spaces = await _made_up(assessor, codebook)
+    best = assessor.best()
+    if settings.search.form == "demonstrations" and spaces:
+        best = min((assessor.known[ids] for ids in spaces), key=lambda a: (a.loss, a.train_loss))
+    if settings.search.space == "soft":
+        return await settle_padding(assessor, *await _vectors(assessor))
+    space = spaces.get(best.prompt)
+    if space is None:
+        space = await words_after(backend, codebook, best.text, settings.search.positions)
+    return await settle_padding(assessor, best, space)
+
+
+async def _made_up(assessor: Assessor, codebook: Codebook) -> dict[AnyPrompt, CodebookSpace]:
+    """Assess prompts with made-up examples, as many as their share of the budget allows; their spaces."""
+    settings = assessor.settings
     spaces: dict[AnyPrompt, CodebookSpace] = {}
     shown = () if settings.search.form == "words" else await _shown(assessor)
     forced = settings.search.form == "demonstrations"
-    if shown and (forced or _affords(assessor, _writing(assessor, len(shown)))):
-        try:
-            lines = await _written(assessor, shown)
-            for draw in range(_MOST):
-                if not (_affords(assessor) or (forced and draw == 0)):
-                    break
-                text, texts = prompts[draw % len(prompts)], _texts(codebook, lines, settings, draw)
-                around = [(s.before, s.after + s.word) for s in shown]
-                space = await demonstrations(
-                    backend, codebook, text, around, texts, settings.search.positions
-                )
-                ids = space.decode(0.0 * space.anchors)
-                if space.dimension and len(ids) <= assessor.parties.room:
-                    await assessor.assess(ids, "made-up examples")
-                    spaces[ids] = space
-        except BudgetSpent:
-            pass  # what was judged until then is in the race
-    best = assessor.best()
-    if forced and spaces:
-        best = min((assessor.known[ids] for ids in spaces), key=lambda a: (a.loss, a.train_loss))
-    if settings.search.space == "soft":
-        return await _vectors(assessor)
-    if best.prompt in spaces:
-        return best, spaces[best.prompt]
-    return best, await words_after(backend, codebook, best.text, settings.search.positions)
+    if not shown or not (forced or _affords(assessor, _writing(assessor, len(shown)))):
+        return spaces
+    try:
+        lines = await _written(assessor, shown)
+        for draw in range(_MOST):
+            if not (_affords(assessor) or (forced and draw == 0)):
+                break
+            space = await _drawn(assessor, codebook, shown, lines, draw)
+            ids = space.decode(0.0 * space.anchors)
+            if space.dimension and len(ids) <= assessor.parties.room:
+                await assessor.assess(ids, "made-up examples")
+                spaces[ids] = space
+    except BudgetSpent:
+        pass  # what was judged until then is in the race
+    return spaces
+
+
+async def _drawn(
+    assessor: Assessor, codebook: Codebook, shown: Sequence[Shown], lines: list[list[Line]], draw: int
+) -> CodebookSpace:
+    """The space of one draw; of several where a cache keeps whole blocks, the one that fills them best."""
+    settings = assessor.settings
+    prompts = list(dict.fromkeys(settings.prompts))
+    around = [(s.before, s.after + s.word) for s in shown]
+    blocks = blocks_of(assessor)
+    spaces = [
+        await demonstrations(
+            assessor.parties.backend,
+            codebook,
+            prompts[draw % len(prompts)],
+            around,
+            _texts(codebook, lines, settings, number),
+            settings.search.positions,
+        )
+        for number in range(draw, _MOST * (_FITTING if blocks else 1), _MOST)
+    ]
+    if blocks is None:
+        return spaces[0]
+    return min(spaces, key=lambda s: (not s.dimension, blocks.cost(len(s.decode(0.0 * s.anchors)))))
 
 
 async def _vectors(assessor: Assessor) -> tuple[Assessment, PromptSpace]:

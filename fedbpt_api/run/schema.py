@@ -180,6 +180,7 @@ class Settings(Section):
     prompts: tuple[str, ...] = Field(min_length=1)
     template: str
     prompt_place: Literal["before", "after", "auto"] = "before"
+    prompt_padding: Literal["off", "on", "auto"] = "off"
     labels: dict[str, Words]
     columns: ColumnsSettings = ColumnsSettings()
     clients: tuple[ClientSettings, ...] = ()

@@ -140,6 +140,8 @@ class BackendInfo:
         continues: Whether an input may end within the answer; a chat may only be able to begin a new one.
         inputs: The inputs that answering a pair for named words takes, each a scored example: for each of
             them how many tokens it has beside the pair's own.
+        block: Tokens that a prefix cache keeps or drops together; 1 where it keeps every prefix, has none, or
+            does not say.
     """
 
     kind: str
@@ -155,6 +157,7 @@ class BackendInfo:
     noise: float = 0.0
     continues: bool = True
     inputs: tuple[int, ...] = (0,)
+    block: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,13 @@ class EncodedText:
         """Tokens without a prompt."""
         return len(self.before) + len(self.after)
 
+    @property
+    def lead(self) -> int:
+        """Tokens of the template that every input has in front of its text; 0 where the text stands first."""
+        if self.example_first:
+            return 0
+        return self.text[0] if self.text else len(self.before)
+
     def with_prompt(self, prompt: AnyPrompt) -> Prompt:
         """The whole input; shared with other inputs is its part up to the prompt's end, or the example."""
         at = len(self.before)

@@ -94,6 +94,7 @@ class FakeVllm:
         grammar: Whether it knows ``structured_outputs``.
         longest: Most entries of a list of probable tokens.
         key: What it wants as a bearer token.
+        metrics: What it says at ``/metrics``; there is no such route without it.
 
     Attributes:
         script: What goes wrong; may be replaced at any time.
@@ -110,12 +111,14 @@ class FakeVllm:
         grammar: bool = True,
         longest: int = 200,
         key: str | None = None,
+        metrics: str | None = None,
     ) -> None:
         self.toy = toy or ToyBackend()
         self.script: Script = healthy
         self.completions = 0
         self.faults: Counter[Fault] = Counter()
         self._named, self._grammar, self._longest, self._key = named, grammar, longest, key
+        self._metrics = metrics
         self.bodies: Counter[bytes] = Counter()
         self._handlers: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
@@ -171,7 +174,7 @@ class FakeVllm:
             status, more, answer = _REFUSALS[fault]
         else:
             status, answer = await self._route(path, body, fault)
-        content = json.dumps(answer).encode()
+        content = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
         head = [f"HTTP/1.1 {status} X", f"Content-Length: {len(content)}", "Connection: close"]
         if fault == "truncated":  # the length is right, the content is not
             content = content[: len(content) // 2]
@@ -185,6 +188,8 @@ class FakeVllm:
             case "/v1/models":
                 entry = {"id": "toy", "owned_by": "vllm", "root": "toy", "max_model_len": self.toy.context}
                 return 200, {"object": "list", "data": [entry]}
+            case "/metrics" if self._metrics is not None:
+                return 200, self._metrics
             case "/version":
                 return 200, {"version": "0.32.0"}
             case "/tokenize":

@@ -21,6 +21,7 @@ from fedbpt_api.prompts.codebook import (
     drawn_texts,
     words_after,
 )
+from fedbpt_api.prompts.padding import PaddedSpace, pad
 from fedbpt_api.prompts.written import CHOICES, write_line
 from fedbpt_api.scoring.backend import Backend, Floats, Prompt, Scores
 from fedbpt_api.scoring.conformance import BackendConformance
@@ -172,7 +173,7 @@ async def shown(llama: Backend) -> list[tuple[tuple[int, ...], tuple[int, ...]]]
 STARTS = (START, "", "Is this good or bad?", "Read the text.\n\n", "Classify:  \n", "Mood 1, 2 or 3: ")
 
 
-async def retokenised(llama: Backend, space: CodebookSpace, n: int) -> list[str]:
+async def retokenised(llama: Backend, space: CodebookSpace | PaddedSpace, n: int) -> list[str]:
     """The prompts of n random z whose text is tokenised into other ids than they have."""
     rng = np.random.default_rng(9)
     wrong = []
@@ -201,6 +202,22 @@ async def test_made_up_examples_are_tokenised_again_into_the_same_ids(
     for made_up in (drawn, texts):
         space = await demonstrations(llama, book, start, await shown(llama), made_up, 4)
         assert await retokenised(llama, space, 50) == []
+
+
+@pytest.mark.parametrize("start", STARTS)
+async def test_padded_prompts_are_tokenised_again_into_the_same_ids(
+    llama: Backend, book: Codebook, start: str
+) -> None:
+    texts = [await llama.tokenize(" I don't think it's generally un-watchable")] * 3
+    spaces = [
+        await words_after(llama, book, start, 4),
+        await demonstrations(llama, book, start, await shown(llama), texts, 4),
+    ]
+    for space in spaces[: 2 if start in STARTS[:4] else 1]:
+        wide = await pad(llama, space, 3, 32)
+        assert wide is not None
+        assert await retokenised(llama, wide, 20) == []
+        assert (3 + len(wide.decode(np.zeros(wide.dimension)))) % 32 == 0
 
 
 async def test_the_model_writes_lines_that_end_and_are_tokenised_again_into_the_same_ids(
