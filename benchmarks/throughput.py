@@ -144,7 +144,7 @@ async def _generation(kind: str, url: str | None) -> None:
     elif url is None:
         bare["bare, a thread a core"] = _bare_embedded(backend, encoded)
     else:
-        for concurrency in (1, 2, 4, 8):
+        for concurrency in (2, 4):
             bare[f"bare, {concurrency} at once"] = _bare_llama(url, encoded, words, concurrency)
     await rates(fresh, ours, bare)
     await backend.aclose()
