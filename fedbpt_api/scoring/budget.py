@@ -7,7 +7,7 @@ the same time cannot overshoot together. A client's budget has a parent: the run
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from fedbpt_api.scoring.backend import Usage
@@ -47,16 +47,37 @@ class Budget:
     clock: Callable[[], float] = time.monotonic
     spent: Usage = field(default_factory=Usage)
     duplicates: int = 0
+    recalled: int = 0
     _reserved: Usage = field(default_factory=Usage)
     _started: float | None = None
+    _standing: float | None = None  # what the clock shows while answers come from a journal
 
-    def start(self) -> None:
-        """Start the clock of the time limit."""
+    def start(self, *, standing: bool = False) -> None:
+        """Start the clock of the time limit; with `standing`, it only moves as `recall` says, until `go`."""
         self._started = self.clock()
+        self._standing = 0.0 if standing else None
 
     @property
     def seconds(self) -> float:
+        """Since the run began, all its sessions together; the time between them is not counted."""
+        if self._standing is not None:
+            return self._standing
         return 0.0 if self._started is None else self.clock() - self._started
+
+    def recall(self, pairs: int, work: Usage, spent: Usage, seconds: float) -> None:
+        """Settle `work` by answers that were paid for earlier, the last one after `seconds` of the run."""
+        self.settle(work, spent)
+        for budget in self._chain():
+            budget.recalled += pairs
+            if budget._standing is not None:
+                budget._standing = max(budget._standing, seconds)
+
+    def go(self, seconds: float) -> None:
+        """From here on answers are new: the clock goes on from the end of the session before."""
+        for budget in self._chain():
+            if budget._standing is not None:
+                budget._started = budget.clock() - max(seconds, budget._standing)
+                budget._standing = None
 
     def left(self) -> int | None:
         """Scored examples that may still be asked for; None where there is no such limit."""
@@ -88,18 +109,14 @@ class Budget:
 
     def settle(self, reserved: Usage, spent: Usage) -> None:
         """Replace a reservation by what the answer really cost (nothing, where there was none)."""
-        budget: Budget | None = self
-        while budget is not None:
+        for budget in self._chain():
             budget._reserved = budget._reserved - reserved
             budget.spent = budget.spent + spent
-            budget = budget.parent
 
     def count_duplicates(self, n: int) -> None:
         """Note n pairs that had been scored before and were not sent again."""
-        budget: Budget | None = self
-        while budget is not None:
+        for budget in self._chain():
             budget.duplicates += n
-            budget = budget.parent
 
     def _check(self, work: Usage) -> None:
         """Parents first, so that the run's end is not taken for a client's own."""
@@ -116,7 +133,12 @@ class Budget:
             raise BudgetSpent("seconds", own)
 
     def _add_reserved(self, work: Usage) -> None:
+        for budget in self._chain():
+            budget._reserved = budget._reserved + work
+
+    def _chain(self) -> Iterator[Budget]:
+        """This one and its parents."""
         budget: Budget | None = self
         while budget is not None:
-            budget._reserved = budget._reserved + work
+            yield budget
             budget = budget.parent

@@ -1,22 +1,23 @@
-"""The journal: every answered request on disk before its scores are used, so that nothing paid for is lost.
+"""The journal: every answered request on disk before its scores are used, so that nothing is paid for twice.
 
-One append-only file a client: a header line (JSON), then records. A record is its payload's length and CRC-32
-(two u32), and the payload: how many pairs n, how many values a pair has, the usage, one 16-byte key a pair,
-the values. Named words are stored as float32, exactly as the run uses them (above 0: a bound, with its sign
-turned); a list of probable words as token ids (i32) and log-probabilities (float32). All numbers are
-little-endian.
+One file a client (`record_file`). A record's payload is a head (kind, pairs n, values a pair, seconds since
+the run began, usage), one 16-byte key a pair, and the values. Named words are stored as float32, exactly as
+the run uses them (above 0: a bound, with its sign turned); a list of probable words as token ids (i32) and
+log-probabilities (float32). All numbers are little-endian. A request that failed after it had cost something
+leaves a record without pairs.
 
 A key says which pair (prompt, text) with which question a value belongs to. It is a hash keyed by the
 client's whole data, so no text can be read from it, or guessed without the other texts. The values are the
 model's answers: who has the same model can check a guess against them, so a journal stays with its client.
+
+A run that goes on, and a replay, find here what was answered before (`recall`): the run is computed anew from
+its beginning, and where it stands follows from the answers that are there. There is no other record of it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +31,14 @@ from fedbpt_api.errors import RunFolderError
 from fedbpt_api.scoring.backend import Usage
 from fedbpt_api.scoring.encode import EncodedText
 from fedbpt_api.scoring.known import Rows
+from fedbpt_api.scoring.record_file import Contents, RecordFile, read_records
+from fedbpt_api.task import Example
 
+FORMAT: Final = "fedbpt-journal"
 VERSION: Final = 1
 _KEY = 16  # bytes
-_FRAME = struct.Struct("<II")  # length and CRC-32 of the payload
-_HEAD = struct.Struct("<BIIIIII")  # kind, pairs, values a pair, and the usage's four numbers
-_NAMED, _LISTS = 0, 1
+_HEAD = struct.Struct("<BIIdIIII")  # kind, pairs, values a pair, seconds, and the usage's four numbers
+_NAMED, _LISTS, _COST = 0, 1, 2
 
 Row = npt.NDArray[np.float32]
 Answer = Row | dict[int, float]
@@ -46,77 +49,155 @@ class Record:
     """One answered request.
 
     Attributes:
-        keys: One a pair.
+        keys: One a pair; none where it failed and cost something all the same.
         answers: For each pair the log-probabilities of the named words [T], or {token id: log-probability}.
         usage: What it cost.
+        seconds: Since the run began, all its sessions together.
     """
 
     keys: tuple[bytes, ...]
     answers: tuple[Answer, ...]
     usage: Usage
+    seconds: float
+
+
+class Past:
+    """The answers that a journal held when it was opened, found by key.
+
+    Args:
+        records: The journal's payloads.
+        place: Its path, for messages.
+    """
+
+    def __init__(self, records: Sequence[memoryview], place: Path) -> None:
+        heads = [_head(payload, place) for payload in records]
+        pairs = np.array([head.pairs for head in heads], dtype=np.int64)
+        keys = b"".join(
+            bytes(r[_HEAD.size : _HEAD.size + h.pairs * _KEY]) for r, h in zip(records, heads, strict=True)
+        )
+        halves = np.frombuffer(keys, dtype="<u8").reshape(-1, 2)
+        order = np.argsort(halves[:, 0], kind="stable")
+        self._halves, self._order = halves[order], order
+        self._of = np.repeat(np.arange(len(heads)), pairs)  # the record of each pair
+        self._first = np.concatenate([[0], np.cumsum(pairs)])  # the first pair of each record
+        self._records, self._heads, self._place = list(records), heads, place
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @property
+    def seconds(self) -> float:
+        """When the last answer came, since the run began."""
+        return max((head.seconds for head in self._heads), default=0.0)
+
+    def when(self, pairs: Sequence[int]) -> float:
+        """When the last of these answers came, in seconds since the run began."""
+        return max(self._heads[int(self._of[pair])].seconds for pair in pairs)
+
+    @property
+    def lost(self) -> Usage:
+        """What requests cost that failed all the same."""
+        return sum((head.usage for head in self._heads if head.kind == _COST), Usage())
+
+    def find(self, keys: Sequence[bytes]) -> list[int | None]:
+        """For each key the number of its pair, or None."""
+        if not len(self):
+            return [None] * len(keys)
+        wanted = np.frombuffer(b"".join(keys), dtype="<u8").reshape(-1, 2)
+        at = np.minimum(np.searchsorted(self._halves[:, 0], wanted[:, 0]), len(self) - 1)
+        same = (self._halves[at] == wanted).all(axis=1)
+        return [int(self._order[i]) if found else None for i, found in zip(at, same, strict=True)]
+
+    def rows(self, pairs: Sequence[int]) -> Rows:
+        """Answers of pairs, all of one kind: [n, T] float32, or [n] of lists."""
+        by_record: dict[int, tuple[Answer, ...]] = {}
+        answers = []
+        for pair in pairs:
+            number = int(self._of[pair])
+            if number not in by_record:
+                by_record[number] = _answers(self._records[number], self._heads[number], self._place)
+            answers.append(by_record[number][pair - int(self._first[number])])
+        if any(isinstance(answer, dict) for answer in answers):
+            rows = np.empty(len(answers), dtype=object)
+            rows[:] = answers
+            return rows
+        return np.array(answers, dtype=np.float32)
+
+    def usage(self, pairs: Sequence[int]) -> Usage:
+        """What pairs cost: their requests' usage, shared evenly among each one's pairs."""
+        total = Usage()
+        for pair in pairs:
+            number = int(self._of[pair])
+            head = self._heads[number]
+            total = total + _share(head.usage, pair - int(self._first[number]), head.pairs)
+        return total
 
 
 class Journal:
-    """A journal open for writing.
+    """A client's journal, open for what comes and for what is there.
 
     Args:
-        path: The file; it must not exist.
+        path: The file; made where it does not exist.
         secret: What keys are hashed with; see `secret_of`.
+        ended: For a replay: what is raised where more is asked for than was answered. Nothing is added then.
 
     Raises:
-        RunFolderError: It exists or cannot be written.
+        RunFolderError: It cannot be read or written, or belongs to other texts.
     """
 
-    def __init__(self, path: Path, secret: bytes) -> None:
+    def __init__(self, path: Path, secret: bytes, ended: Exception | None = None) -> None:
+        self.ended = ended
         self._secret = secret
-        self._path = path
-        try:
-            self._file = path.open("xb", buffering=0)
-        except OSError as error:
-            raise RunFolderError(f"{path} cannot be written: {error.strerror}") from error
-        self._whole = 0  # bytes of the file that are whole records
-        self._write(orjson.dumps({"format": "fedbpt-journal", "version": VERSION}) + b"\n")
+        check = hashlib.blake2b(b"journal", digest_size=8, key=secret).hexdigest()
+        header = {"format": FORMAT, "version": VERSION, "check": check}
+        there = path.exists() or ended is not None
+        found = read_records(path, FORMAT, VERSION) if there else Contents(header, (), 0)
+        if found.header.get("check") != check:
+            raise RunFolderError(
+                f"{path} was written for other texts", "use the data files that the run began with"
+            )
+        self.past = Past(found.payloads, path)
+        self._file = None if ended else RecordFile(path, header, found.whole if there else None)
 
     def key(self, asked: bytes, text: EncodedText) -> bytes:
         """The key of a text for a question about a prompt (`known.asked_key`): 16 bytes."""
         return hashlib.blake2b(asked + text.key, digest_size=_KEY, key=self._secret).digest()
 
-    def append(self, keys: Sequence[bytes], answers: Rows | Sequence[Answer], usage: Usage) -> None:
+    def make_room(self) -> None:
+        """Called before a request is sent, so that its answer can be kept.
+
+        Raises:
+            RunFolderError: The disk is full, or gone.
+        """
+        if self._file is not None:
+            self._file.make_room()
+
+    def append(
+        self, keys: Sequence[bytes], answers: Rows | Sequence[Answer], usage: Usage, seconds: float = 0.0
+    ) -> None:
         """Add an answered request; it is on disk when this returns.
 
         Raises:
             RunFolderError: The disk is full, or gone.
         """
-        if not keys:
+        assert self._file is not None, "a journal that is only read was written to"
+        if not keys and usage == Usage():
             return
-        kind, width, values = _packed(answers)
+        kind, width, values = _packed(answers) if keys else (_COST, 0, b"")
         numbers = (usage.scored, usage.prompt_tokens, usage.cached_tokens, usage.requests)
-        payload = _HEAD.pack(kind, len(keys), width, *numbers) + b"".join(keys) + values
-        self._write(_FRAME.pack(len(payload), zlib.crc32(payload)) + payload)
+        head = _HEAD.pack(kind, len(keys), width, seconds, *numbers)
+        self._file.append(head + b"".join(keys) + values)
 
     def close(self) -> None:
-        self._file.close()
-
-    def _write(self, data: bytes) -> None:
-        try:
-            self._file.seek(self._whole)
-            self._file.truncate()  # what a failed write has left
-            left = memoryview(data)
-            while left:
-                left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise RunFolderError(
-                f"{self._path} cannot be written: {error.strerror}", "make room; what is in it is kept"
-            ) from error
-        self._whole += len(data)
+        if self._file is not None:
+            self._file.close()
 
 
-def secret_of(texts: Sequence[EncodedText]) -> bytes:
+def secret_of(*parts: Sequence[Example]) -> bytes:
     """A client's secret: a hash of all its texts, so it need not be stored anywhere."""
     digest = hashlib.blake2b(digest_size=32)
-    for text in texts:
-        digest.update(text.key)
+    for part in parts:
+        digest.update(orjson.dumps([(example.text, example.text_b, example.label) for example in part]))
     return digest.digest()
 
 
@@ -126,29 +207,58 @@ def read_journal(path: Path) -> Iterator[Record]:
     Raises:
         RunFolderError: It is no journal, of a later version, or damaged before its end.
     """
-    data = path.read_bytes()
-    line, _, rest = data.partition(b"\n")
+    for payload in read_records(path, FORMAT, VERSION).payloads:
+        head = _head(payload, path)
+        at = range(_HEAD.size, _HEAD.size + head.pairs * _KEY, _KEY)
+        keys = tuple(bytes(payload[i : i + _KEY]) for i in at)
+        yield Record(keys, _answers(payload, head, path), head.usage, head.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    kind: int
+    pairs: int
+    width: int
+    seconds: float
+    usage: Usage
+
+
+def _head(payload: memoryview, place: Path) -> _Head:
     try:
-        header = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        header = None
-    if not isinstance(header, dict) or header.get("format") != "fedbpt-journal":
-        raise RunFolderError(f"{path} is not a journal of scores")
-    if header.get("version") != VERSION:
-        raise RunFolderError(f"{path} is of version {header.get('version')}", "use a newer fedbpt_api")
-    at = 0
-    while at + _FRAME.size <= len(rest):
-        length, crc = _FRAME.unpack_from(rest, at)
-        begin, end = at + _FRAME.size, at + _FRAME.size + length
-        payload = rest[begin:end]
-        if len(payload) < length:
-            return
-        if zlib.crc32(payload) != crc:
-            if end == len(rest):
-                return
-            raise RunFolderError(f"{path} is damaged at byte {len(line) + 1 + at}", "restore it from a copy")
-        yield _unpacked(payload)
-        at = end
+        kind, pairs, width, seconds, *usage = _HEAD.unpack_from(payload)
+    except struct.error:
+        raise _damaged(place) from None
+    if kind not in (_NAMED, _LISTS, _COST) or _HEAD.size + pairs * _KEY > len(payload):
+        raise _damaged(place)
+    return _Head(kind, pairs, width, seconds, Usage(*usage))
+
+
+def _answers(payload: memoryview, head: _Head, place: Path) -> tuple[Answer, ...]:
+    at = _HEAD.size + head.pairs * _KEY
+    try:
+        if head.kind != _LISTS:
+            values = np.frombuffer(payload, "<f4", head.pairs * head.width, at)
+            return tuple(values.reshape(head.pairs, head.width))
+        answers: list[Answer] = []
+        for _ in range(head.pairs):
+            (count,) = struct.unpack_from("<I", payload, at)
+            tokens = np.frombuffer(payload, "<i4", count, at + 4)
+            values = np.frombuffer(payload, "<f4", count, at + 4 + 4 * count)
+            answers.append(dict(zip(tokens.tolist(), values.tolist(), strict=True)))
+            at += 4 + 8 * count
+        return tuple(answers)
+    except (ValueError, struct.error):
+        raise _damaged(place) from None
+
+
+def _damaged(place: Path) -> RunFolderError:
+    return RunFolderError(f"{place} holds a record that says what cannot be", "restore it from a copy")
+
+
+def _share(usage: Usage, number: int, pairs: int) -> Usage:
+    """The part of a request's usage that falls to one of its pairs; the parts add up to the whole."""
+    numbers = (usage.scored, usage.prompt_tokens, usage.cached_tokens, usage.requests)
+    return Usage(*(total // pairs + (number < total % pairs) for total in numbers))
 
 
 def _packed(answers: Rows | Sequence[Answer]) -> tuple[int, int, bytes]:
@@ -165,20 +275,3 @@ def _packed_list(found: Mapping[int, float]) -> bytes:
     tokens = np.fromiter(found.keys(), dtype="<i4", count=len(found))
     values = np.fromiter(found.values(), dtype="<f4", count=len(found))
     return struct.pack("<I", len(found)) + tokens.tobytes() + values.tobytes()
-
-
-def _unpacked(payload: bytes) -> Record:
-    kind, pairs, width, *usage = _HEAD.unpack_from(payload)
-    at = _HEAD.size + pairs * _KEY
-    keys = tuple(payload[i : i + _KEY] for i in range(_HEAD.size, at, _KEY))
-    answers: list[Answer] = []
-    if kind == _NAMED:
-        answers += list(np.frombuffer(payload, "<f4", pairs * width, at).reshape(pairs, width))
-    else:
-        for _ in range(pairs):
-            (count,) = struct.unpack_from("<I", payload, at)
-            tokens = np.frombuffer(payload, "<i4", count, at + 4)
-            values = np.frombuffer(payload, "<f4", count, at + 4 + 4 * count)
-            answers.append(dict(zip(tokens.tolist(), values.tolist(), strict=True)))
-            at += 4 + 8 * count
-    return Record(keys, tuple(answers), Usage(*usage))

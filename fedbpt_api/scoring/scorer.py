@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from fedbpt_api.scoring.backend import Backend, Bools, Floats, PartlyAnswered, P
 from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.encode import AnyPrompt, EncodedText, Ids
 from fedbpt_api.scoring.journal import Journal
-from fedbpt_api.scoring.known import Known, Question, Rows, asked_key
+from fedbpt_api.scoring.known import Block, Known, Question, Rows, asked_key
 
 Ask = Callable[[Sequence[Prompt]], Awaitable[tuple[Rows, Usage]]]
 Pair = tuple[bytes, int]  # which question about which prompt, and the text's number
@@ -133,17 +134,21 @@ class Scorer:
         asked = asked_key(question, prompt)
         block = self._known.block(asked)
         numbers = [self._known.number(text) for text in texts]
-        by_number = dict(zip(numbers, texts, strict=True))
-        unknown = block.lacks(list(by_number))
-        new = [n for n in unknown if (asked, n) not in self._sent]
         inputs = (0,) if question[0] == "top" else self.backend.info.inputs
-        reserved = _work(prompt, [by_number[n] for n in new], inputs)
+        call = _Call(asked, prompt, dict(zip(numbers, texts, strict=True)), inputs, ask)
+        unknown = block.lacks(list(call.texts))
+        new = [n for n in unknown if (asked, n) not in self._sent]
+        reserved = call.work(new)
         self.budget.reserve(reserved)
         self.budget.count_duplicates(len(texts) - len(new))
         size = self.backend.info.batch
         under_way = list(dict.fromkeys(self._sent[asked, n] for n in unknown if (asked, n) in self._sent))
         try:
+            recalled = self._recall(call, block, new)
+            new = [n for n in new if n not in recalled]
+            reserved -= call.work(list(recalled))
             if new:
+                self._go_on()
                 async with self._turn:
                     for begin in range(0, len(new), size):
                         chunk = new[begin : begin + size]
@@ -151,63 +156,89 @@ class Scorer:
                         if any(task.done() and task.exception() for task in under_way):
                             self._places.release()
                             break  # it is raised below
-                        mine = [by_number[n] for n in chunk]
-                        work = _work(prompt, mine, inputs)
-                        reserved -= work  # from here on the request's own affair
-                        under_way.append(self._send(asked, prompt, chunk, mine, work, ask))
+                        reserved -= call.work(chunk)  # from here on the request's own affair
+                        under_way.append(self._send(call, chunk))
             for task in under_way:
                 await asyncio.shield(task)
         finally:
             self.budget.settle(reserved, Usage())
         return block.of(numbers)
 
+    def _recall(self, call: _Call, block: Block, numbers: Sequence[int]) -> frozenset[int]:
+        """Those of `numbers` that an earlier session has the answers to: they are put into `block`."""
+        if self.journal is None or not numbers or not len(past := self.journal.past):
+            return frozenset()
+        found = past.find([self.journal.key(call.asked, call.texts[n]) for n in numbers])
+        pairs = {n: pair for n, pair in zip(numbers, found, strict=True) if pair is not None}
+        if pairs:
+            places = list(pairs.values())
+            block.add(list(pairs), past.rows(places))
+            self.budget.recall(len(pairs), call.work(list(pairs)), past.usage(places), past.when(places))
+        return frozenset(pairs)
+
+    def _go_on(self) -> None:
+        """Something is asked that no earlier session has the answer to.
+
+        Raises:
+            BudgetSpent, Stopped: In a replay, where the run that is replayed ended.
+        """
+        if self.journal is not None:
+            if self.journal.ended is not None:
+                raise self.journal.ended
+            self.budget.go(self.journal.past.seconds)
+
     async def _place(self) -> None:
-        """Wait until another request may be sent.
+        """Wait until another request may be sent, and its answer can be kept.
 
         Raises:
             Stopped: The user asked to stop.
+            RunFolderError: The disk is full.
         """
         if self._stopping():
             raise Stopped
         await self._places.acquire()
-        if self._stopping():
+        try:
+            if self._stopping():
+                raise Stopped
+            if self.journal is not None:
+                self.journal.make_room()
+        except BaseException:
             self._places.release()
-            raise Stopped
+            raise
 
-    def _send(
-        self,
-        asked: bytes,
-        prompt: AnyPrompt,
-        numbers: Sequence[int],
-        texts: Sequence[EncodedText],
-        work: Usage,
-        ask: Ask,
-    ) -> asyncio.Task[None]:
+    def _send(self, call: _Call, numbers: Sequence[int]) -> asyncio.Task[None]:
         """Start one request; what was set aside for it is settled when it ends, however it ends."""
+        texts, work = [call.texts[n] for n in numbers], call.work(numbers)
 
         async def request() -> None:
             used = Usage()
             try:
-                rows, used = await ask([text.with_prompt(prompt) for text in texts])
+                rows, used = await call.ask([text.with_prompt(call.prompt) for text in texts])
                 if len(rows) != len(texts):
                     raise BackendError(f"{self.backend.info.model} sent {len(rows)} answers to {len(texts)}")
-                if self.journal is not None:
-                    self.journal.append([self.journal.key(asked, text) for text in texts], rows, used)
-                self._known.block(asked).add(numbers, rows)
+                self._keep([(call.asked, text) for text in texts], rows, used)
+                self._known.block(call.asked).add(numbers, rows)
             except PartlyAnswered as failed:
                 used = failed.usage
+                self._keep([], np.empty(0), used)
                 raise
             finally:
                 self._places.release()
                 self.budget.settle(work, used)
                 for number in numbers:
-                    del self._sent[asked, number]
+                    del self._sent[call.asked, number]
 
         task = asyncio.create_task(request())
         self._since[task] = time.monotonic()
         task.add_done_callback(self._ended)
-        self._sent |= dict.fromkeys(((asked, number) for number in numbers), task)
+        self._sent |= dict.fromkeys(((call.asked, number) for number in numbers), task)
         return task
+
+    def _keep(self, pairs: Sequence[tuple[bytes, EncodedText]], rows: Rows, used: Usage) -> None:
+        """Write an answer down before it is used."""
+        if self.journal is not None:
+            keys = [self.journal.key(asked, text) for asked, text in pairs]
+            self.journal.append(keys, rows, used, self.budget.seconds)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """A failure is raised where it is awaited; where nobody waits any more, it is not an event."""
@@ -216,7 +247,26 @@ class Scorer:
             task.exception()
 
 
-def _work(prompt: AnyPrompt, texts: Sequence[EncodedText], inputs: Sequence[int]) -> Usage:
-    """What asking for texts takes at most, where each text takes these inputs."""
-    n, tokens = len(texts) * len(inputs), sum(len(text) for text in texts) + len(prompt) * len(texts)
-    return Usage(n, tokens * len(inputs) + len(texts) * sum(inputs), 0, n)
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A question about a prompt and some texts.
+
+    Attributes:
+        asked: The key of question and prompt.
+        prompt: The prompt.
+        texts: The texts by their numbers.
+        inputs: What each text takes (`BackendInfo.inputs`).
+        ask: Puts the question to the backend.
+    """
+
+    asked: bytes
+    prompt: AnyPrompt
+    texts: Mapping[int, EncodedText]
+    inputs: Sequence[int]
+    ask: Ask
+
+    def work(self, numbers: Sequence[int]) -> Usage:
+        """What asking for these texts takes at most."""
+        n, k = len(numbers), len(self.inputs)
+        tokens = sum(len(self.texts[i]) for i in numbers) + len(self.prompt) * n
+        return Usage(n * k, tokens * k + n * sum(self.inputs), 0, n * k)
