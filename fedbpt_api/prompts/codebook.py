@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import orjson
@@ -50,6 +51,20 @@ class Codebook:
         """A short hash of words and coordinates (to three decimals)."""
         data = orjson.dumps([self.tokens, np.round(self.coordinates, 3).ravel().tolist()])
         return hashlib.sha256(data).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; the coordinates come back to the bit."""
+        return {
+            "tokens": list(self.tokens),
+            "texts": list(self.texts),
+            "coordinates": self.coordinates.tolist(),
+            "source": self.source,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Codebook:
+        """Reads `to_dict`."""
+        return cls(tuple(data["tokens"]), tuple(data["texts"]), np.array(data["coordinates"]), data["source"])
 
     @cached_property
     def places(self) -> dict[int, int]:

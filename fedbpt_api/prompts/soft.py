@@ -62,6 +62,22 @@ class SoftSpace:
         scale = alpha * spread / (math.sqrt(dimension) * sigma)
         return cls(origin, table.embeddings[list(origin)], dimension, scale, seed)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; the vectors come back to the bit."""
+        return {
+            "origin": list(self.origin),
+            "base": self.base.tolist(),
+            "dimension": self.dimension,
+            "scale": self.scale,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SoftSpace:
+        """Reads `to_dict`."""
+        base = np.array(data["base"], dtype=np.float32)
+        return cls(tuple(data["origin"]), base, data["dimension"], data["scale"], data["seed"])
+
     @property
     def identity(self) -> dict[str, object]:
         return {

@@ -115,23 +115,28 @@ async def _drawn(
 
 async def _vectors(assessor: Assessor) -> tuple[Assessment, PromptSpace]:
     """The best prompt that has a token, and the space of continuous prompts around its embeddings."""
-    settings, backend = assessor.settings, assessor.parties.backend
-    table = await backend.token_table()
+    settings, parties = assessor.settings, assessor.parties
     longer = [a for a in assessor.known.values() if len(a.prompt)]
     best = reduce(lambda found, new: new if new.beats(found) else found, longer) if longer else None
     if best is None:  # the budget ended before one with a token was judged
         raise BudgetSpent("scored examples")
-    assert table is not None and isinstance(best.prompt, tuple)  # checked when the run was opened
-    search = settings.search
-    space = SoftSpace.around(
-        best.prompt,
-        table,
-        dimension=search.dimensions,
-        alpha=search.alpha,
-        sigma=search.sigma,
-        seed=settings.seed,
-    )
-    return best, space
+    origin, search = best.prompt, settings.search
+    assert isinstance(origin, tuple)
+
+    async def around() -> SoftSpace:
+        table = await parties.backend.token_table()
+        assert table is not None  # checked when the run was opened
+        return SoftSpace.around(
+            origin,
+            table,
+            dimension=search.dimensions,
+            alpha=search.alpha,
+            sigma=search.sigma,
+            seed=settings.seed,
+        )
+
+    name = f"soft space around {','.join(map(str, origin))}"
+    return best, await parties.facts.remember(name, around, SoftSpace.to_dict, SoftSpace.from_dict)
 
 
 def _affords(assessor: Assessor, more: int = 0) -> bool:

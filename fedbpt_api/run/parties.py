@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,10 @@ from fedbpt_api.federation.client import Client
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.run.config import BackendSettings, BudgetSettings, Settings
 from fedbpt_api.run.events import Started
-from fedbpt_api.scoring.backend import Backend, BackendInfo
+from fedbpt_api.scoring.backend import Backend, BackendInfo, Usage
 from fedbpt_api.scoring.budget import Budget, Limits
 from fedbpt_api.scoring.encode import EncodedText, Encoder, longest
+from fedbpt_api.scoring.facts import Facts, Remembering
 from fedbpt_api.scoring.journal import Journal, secret_of
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.scoring.scorer import Scorer
@@ -44,6 +46,7 @@ class Parties:
     word_texts: dict[int, str] = field(default_factory=dict)
     tests: dict[str, Budget] = field(default_factory=dict)
     room: int = 0
+    facts: Facts = field(default_factory=lambda: Facts(None, b""))
     verbalizer_bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @property
@@ -116,12 +119,36 @@ class Parties:
         for journal in (client.scorer.journal for client in self.clients):
             if journal is not None:
                 journal.close()
+        self.facts.close()
         for backend in self.backends:
             await backend.aclose()
 
+    def start(self) -> None:
+        """Start the clocks; where answers are on disk already, they stand until something new is asked."""
+        journals = [journal for client in self.clients if (journal := client.scorer.journal) is not None]
+        standing = any(journal.ended is not None or len(journal.past) for journal in journals)
+        for budget in (self.budget, *(client.scorer.budget for client in self.clients)):
+            budget.start(standing=standing)
+        for client in self.clients:
+            if (journal := client.scorer.journal) is not None:
+                client.scorer.budget.settle(Usage(), journal.past.lost)
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What a run keeps on disk, and whether it is a new one.
+
+    Attributes:
+        folder: Where; None keeps nothing.
+        ended: For a replay: what is raised where more is asked for than was answered. No server is opened.
+    """
+
+    folder: Path | None = None
+    ended: Exception | None = None
+
 
 async def open_parties(
-    settings: Settings, task: Task, stopping: Callable[[], bool], folder: Path | None = None
+    settings: Settings, task: Task, stopping: Callable[[], bool], keep: Keep | None = None
 ) -> Parties:
     """Open backends, tokenise every text and check what only the model can tell.
 
@@ -129,34 +156,38 @@ async def open_parties(
         settings: The run's.
         task: Texts, template and label words.
         stopping: Whether the user has asked the run to stop.
-        folder: Where each client's journal of scores is kept; None keeps none.
+        keep: Where answers are kept and, for a run that goes on, found.
 
     Raises:
-        ConfigError: Label words that cannot be told apart, texts longer than the context,
-            clients' backends that serve different models. Nothing has been scored.
+        ConfigError: Label words that cannot be told apart, texts longer than the context, clients' backends
+            that serve different models, a server that is another than when the run began. Nothing has
+            been scored.
     """
+    keep = keep or Keep()
     warnings = validate(task)
     backends: list[Backend] = []
+    secrets = [secret_of(*(rows for _, rows in data.parts())) for data in task.clients]
+    path = keep.folder / "model.facts" if keep.folder is not None else None
+    facts = Facts(path, hashlib.blake2b(b"".join(secrets)).digest(), writable=keep.ended is None)
+    opening = _Opening(keep, facts, settings.search.space == "soft", backends)
     try:
-        soft = settings.search.space == "soft"
-        plain = await _open(settings.backend, backends, folder, soft)
+        plain = await opening.open(settings.backend, "server")
         trie = await label_trie(plain, task.label_words)
         warnings += await remarks(plain, trie)
         backend = trie.over(plain)
         run_budget = Budget(_limits(settings.budget))
         prompts = {text: await backend.tokenize(text) for text in settings.prompts}
-        parties = Parties(backend, task, trie, run_budget, [], backends, {}, stopping, warnings)
+        parties = Parties(backend, task, trie, run_budget, [], backends, {}, stopping, warnings, facts=facts)
         parties.start_ids = prompts[settings.prompts[0]]
         longest_prompt = max(map(len, prompts.values())) + _ROOM
         own = {client.name: client for client in settings.clients}
         problems: list[str] = []
-        everything: list[list[EncodedText]] = []  # of each client, in the order of clients
         rooms: list[int] = []
         for number, data in enumerate(task.clients):
             mine = own.get(data.name)
             served = backend
             if mine is not None and mine.backend is not None:
-                own_server = await _open(mine.backend, backends, folder, soft)
+                own_server = await opening.open(mine.backend, f"server of {data.name}")
                 served = trie.over(own_server)
                 if await label_trie(own_server, task.label_words) != trie:
                     problems.append(f"clients.{data.name}.backend: its model has another vocabulary")
@@ -170,7 +201,6 @@ async def open_parties(
                 problems += _too_long(encoded_texts, where, served.info.context, longest_prompt)
             budget = Budget(_limits(mine.budget if mine else None), run_budget)
             scorer = Scorer(served, budget, stopping)
-            everything.append([text for part in sorted(texts) for text in texts[part]])
             parties.encoders[data.name] = encoder
             parties.clients.append(
                 Client(data.name, number, settings.seed, scorer, sets["train"], sets["dev"])
@@ -178,11 +208,12 @@ async def open_parties(
         if problems:
             raise ConfigError(problems, "shorten these texts, or raise backend.context")
         parties.room = min(rooms)
-        if folder is not None:
+        if keep.folder is not None:
             for number, client in enumerate(parties.clients):
-                path = folder / f"scores-{number}.journal"
-                client.scorer.journal = Journal(path, secret_of(everything[number]))
+                place = keep.folder / f"scores-{number}.journal"
+                client.scorer.journal = Journal(place, secrets[number], keep.ended)
     except BaseException:
+        facts.close()
         for opened in backends:
             await opened.aclose()
         raise
@@ -200,18 +231,44 @@ def versions(info: BackendInfo) -> dict[str, str]:
     return found | {f"backend {key}": value for key, value in info.details.items()}
 
 
-async def _open(
-    settings: BackendSettings, backends: list[Backend], folder: Path | None, soft: bool
-) -> Backend:
-    backend = await open_backend(settings.kind, log_folder=folder, **settings.options)
-    backends.append(backend)
-    if soft and not (backend.info.soft and await backend.token_table()):
-        raise ConfigError(
-            f"search.space: {backend.info.model} ({settings.kind}) takes no continuous prompts",
-            "use search.space = 'codebook', or a vLLM that was started with --enable-prompt-embeds and whose "
-            "model folder is named in backend.weights",
-        )
-    return backend
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """Opens a run's backends.
+
+    Attributes:
+        keep: The run's.
+        facts: What servers have said.
+        soft: Whether they must take continuous prompts.
+        opened: Where each is noted, so that it can be closed.
+    """
+
+    keep: Keep
+    facts: Facts
+    soft: bool
+    opened: list[Backend]
+
+    async def open(self, settings: BackendSettings, name: str) -> Backend:
+        """The backend that the settings name; none in a replay, where what it said is known.
+
+        Raises:
+            ConfigError: It takes no continuous prompts, or is another than when the run began.
+        """
+        if self.keep.ended is not None:
+            return Remembering(None, self.facts, name)
+        live = await open_backend(settings.kind, log_folder=self.keep.folder, **settings.options)
+        self.opened.append(live)
+        backend = Remembering(live, self.facts, name)
+        if changes := backend.changes():
+            raise ConfigError(
+                changes, "answers of two servers are not mixed: start a new run, or undo the change"
+            )
+        if self.soft and not (live.info.soft and await live.token_table()):
+            raise ConfigError(
+                f"search.space: {live.info.model} ({settings.kind}) takes no continuous prompts",
+                "use search.space = 'codebook', or a vLLM that was started with --enable-prompt-embeds and "
+                "whose model folder is named in backend.weights",
+            )
+        return backend
 
 
 def _limits(budget: BudgetSettings | None) -> Limits:

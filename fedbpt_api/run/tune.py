@@ -18,7 +18,7 @@ import numpy as np
 from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT
 from fedbpt_api.federation.client import Plan, Reference
 from fedbpt_api.federation.runtime import Round, Rules, sample, search_round
-from fedbpt_api.prompts.codebook import codebook_for
+from fedbpt_api.prompts.codebook import Codebook, codebook_for
 from fedbpt_api.prompts.space import PromptSpace
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.assess import Assessment, Assessor
@@ -28,7 +28,7 @@ from fedbpt_api.run.folder import RunFolder
 from fedbpt_api.run.layout import settle_layout
 from fedbpt_api.run.meter import Meter, client_record
 from fedbpt_api.run.origins import choose_origin
-from fedbpt_api.run.parties import Parties, open_parties, versions
+from fedbpt_api.run.parties import Keep, Parties, open_parties, versions
 from fedbpt_api.run.result import RoundRecord, RunResult
 from fedbpt_api.run.testing import final_test
 from fedbpt_api.scoring.backend import Floats
@@ -110,7 +110,7 @@ class Tuner:
         watching: asyncio.Task[None] | None = None
         try:
             folder = self._folder.path if self._folder is not None else None
-            parties = await open_parties(self.settings, self.task, lambda: self._stopping, folder)
+            parties = await open_parties(self.settings, self.task, lambda: self._stopping, Keep(folder))
             self._assessor = Assessor(parties, self.settings, self._tell)
             if self._folder is not None:
                 self._folder.write_start(self.settings, versions(parties.info))
@@ -135,15 +135,19 @@ class Tuner:
     # Phases ---------------------------------------------------------------------------------
 
     async def _tune(self, parties: Parties, assessor: Assessor) -> Stop:
-        for budget in (parties.budget, *(client.scorer.budget for client in parties.clients)):
-            budget.start()
+        parties.start()
         clock = Meter(parties)
         try:
             if layout := await settle_layout(parties, self.settings):
                 self.settings = assessor.settings = layout.settings
                 self._tell(Noted(layout.why))
             await self._choose_words(parties, assessor)
-            codebook = await codebook_for(parties.backend, self.settings.search.coordinates)
+            codebook = await parties.facts.remember(
+                "codebook",
+                lambda: codebook_for(parties.backend, self.settings.search.coordinates),
+                Codebook.to_dict,
+                Codebook.from_dict,
+            )
             self._vocabulary = codebook.tokens
             self._phase = "starting prompts"
             centre, self._space = await choose_origin(assessor, codebook)
