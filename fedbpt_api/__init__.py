@@ -6,18 +6,20 @@
 Importing this package reads no file, opens no connection and changes nothing outside itself.
 """
 
-from fedbpt_api.api import make_tuner, run_sync, stream, tune, tune_sync
+from fedbpt_api.api import make_tuner, resume, resume_sync, run_sync, stream, tune, tune_sync
 from fedbpt_api.errors import (
     BackendError,
     ConfigError,
     FedbptError,
     QuorumError,
+    QuotaError,
     RunFolderError,
 )
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.classify import Classifier, Prediction
 from fedbpt_api.run.config import Settings, build_settings, load_settings, load_task
 from fedbpt_api.run.events import Assessed, Event, Finished, RoundDone, Started, Status, Testing, Warned
+from fedbpt_api.run.replay import Replay, replay
 from fedbpt_api.run.result import RoundRecord, RunResult, TestReport
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.task import ClientData, Example, LabelWords, Task, Template
@@ -38,6 +40,8 @@ __all__ = [
     "LabelWords",
     "Prediction",
     "QuorumError",
+    "QuotaError",
+    "Replay",
     "RoundDone",
     "RoundRecord",
     "RunFolderError",
@@ -57,6 +61,9 @@ __all__ = [
     "load_settings",
     "load_task",
     "make_tuner",
+    "replay",
+    "resume",
+    "resume_sync",
     "run_sync",
     "stream",
     "tune",

@@ -12,6 +12,7 @@ from typing import TypeVar
 from fedbpt_api.run.config import Settings, build_settings, load_settings, load_task
 from fedbpt_api.run.events import Event
 from fedbpt_api.run.result import RunResult
+from fedbpt_api.run.resume import resumed
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.task import Task
 
@@ -82,6 +83,30 @@ async def stream(
             running.cancel()
             with suppress(asyncio.CancelledError):
                 await running
+
+
+async def resume(
+    run_dir: Path | str, *, task: Task | None = None, on_event: Callable[[Event], None] | None = None
+) -> RunResult:
+    """Go on with a run that was stopped, killed or ended by a failure; see `fedbpt_api.run.resume`.
+
+    Args:
+        run_dir: Its folder.
+        task: Its texts, where they were in memory.
+        on_event: Called with each event.
+
+    Raises:
+        ConfigError: Texts, configuration or model are not what they were.
+        RunFolderError: There is no such run, it is finished, damaged, or being worked on.
+    """
+    return await resumed(Path(run_dir), task, on_event).run()
+
+
+def resume_sync(
+    run_dir: Path | str, *, task: Task | None = None, on_event: Callable[[Event], None] | None = None
+) -> RunResult:
+    """`resume` for programs without an event loop, and for notebooks."""
+    return run_sync(lambda: resume(run_dir, task=task, on_event=on_event))
 
 
 def tune_sync(

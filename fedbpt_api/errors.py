@@ -37,6 +37,10 @@ class BackendError(FedbptError):
     """The model's server (or the embedded model) cannot answer."""
 
 
+class QuotaError(BackendError):
+    """The account may spend no more: trying again is useless until somebody pays."""
+
+
 class RunFolderError(FedbptError):
     """A run folder is missing, in use, incomplete or was tampered with."""
 

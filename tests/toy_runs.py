@@ -19,6 +19,7 @@ from fedbpt_api.run.events import Event, RoundDone
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring import registry
+from fedbpt_api.scoring.journal import read_journal
 from fedbpt_api.task import ClientData, Task
 from toy import PROMPT, Toys
 
@@ -118,6 +119,8 @@ def without_times(path: Path) -> object:
     if path.suffix == ".jsonl":
         return [_timeless(orjson.loads(line)) for line in path.read_bytes().splitlines()]
     if path.suffix == ".journal":
+        return [(record.keys, str(record.answers), record.usage) for record in read_journal(path)]
+    if path.suffix == ".facts" or path.name == ".lock":
         return path.read_bytes()
     return _SECONDS_CELL.sub("<td>seconds</td>", path.read_text(encoding="utf-8"))
 
@@ -139,7 +142,10 @@ def texts_of(clients: tuple[ClientData, ...]) -> list[str]:
 
 
 FILES = {
+    ".lock",
     "settings.json",
+    "inputs.json",
+    "model.facts",
     "versions.json",
     "rounds.jsonl",
     "prompts.jsonl",

@@ -23,7 +23,7 @@ from typing import TypeVar
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 from tenacity.wait import wait_random_exponential
 
-from fedbpt_api.errors import BackendError
+from fedbpt_api.errors import BackendError, QuotaError
 
 T = TypeVar("T")
 ATTEMPTS = 6
@@ -72,10 +72,6 @@ class Refusal:
         if self.status in (401, 403):
             return BackendError(what, "is the key in the environment variable of backend.api_key_env right?")
         return BackendError(what)
-
-
-class QuotaError(BackendError):
-    """The account may spend no more: trying again is useless until somebody pays."""
 
 
 class Pacer:

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
 import sys
-import tomllib
-from collections.abc import Callable, Iterator
-from datetime import datetime
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, ParamSpec, TypeVar
 
 import orjson
 import typer
-from rich.console import Console
 
 from fedbpt_api import __version__
 from fedbpt_api.cli.export import export
+from fedbpt_api.cli.output import Json, err, overrides, print_json, print_result
 from fedbpt_api.cli.probe import probe
-from fedbpt_api.cli.progress import Progress
+from fedbpt_api.cli.running import replay, resume, tune
 from fedbpt_api.data import Columns, read_examples
 from fedbpt_api.errors import ConfigError, FedbptError
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.classify import Classifier, overall
-from fedbpt_api.run.config import example_config, load_settings, load_task
+from fedbpt_api.run.config import example_config
 from fedbpt_api.run.folder import read_result
 from fedbpt_api.run.present import show_whitespace
-from fedbpt_api.run.result import RunResult
-from fedbpt_api.run.tables import plain_text, result_view
-from fedbpt_api.run.tune import Tuner
 from fedbpt_api.task import Example
 
 P = ParamSpec("P")
@@ -46,20 +39,9 @@ app = typer.Typer(
 models_app = typer.Typer(no_args_is_help=True, help="The model files of the embedded backend.")
 app.add_typer(models_app, name="models")
 
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
-
-ConfigPath = Annotated[Path, typer.Argument(help="The configuration, a TOML file (see: fedbpt init).")]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, or a prompt.json from one.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Backend = Annotated[
     str | None, typer.Option(help="Backend to ask; the one the prompt was tuned on where not given.")
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="A setting that wins over the file, e.g. budget.scored=500."
-    ),
 ]
 Options = Annotated[
     list[str] | None,
@@ -75,49 +57,13 @@ def _exits(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except FedbptError as error:
-            _err.print(f"error: {error}", markup=False, soft_wrap=True)
+            err.print(f"error: {error}", markup=False, soft_wrap=True)
             raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
         except KeyboardInterrupt:
-            _err.print("stopped")
+            err.print("stopped")
             raise typer.Exit(3) from None
 
     return wrapped
-
-
-@app.command()
-@_exits
-def tune(
-    config: ConfigPath,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="Folder for this run; runs/<config>-<time> where not given.")
-    ] = None,
-    scored: Annotated[int | None, typer.Option(help="Budget in scored examples (budget.scored).")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Most rounds (search.rounds).")] = None,
-    sets: Sets = None,
-    as_json: Json = False,
-) -> None:
-    """Tune one prompt over all clients of CONFIG and test it once at the end.
-
-    Ctrl-C (or SIGTERM) stops soon: what was sent is received, the best prompt so far is saved, exit code 3.
-    Give it twice to stop at once.
-    """
-    overrides = _overrides(sets)
-    given = {"budget.scored": scored, "seed": seed, "search.rounds": rounds}
-    overrides |= {key: value for key, value in given.items() if value is not None}
-    settings = load_settings(config, overrides)
-    task = load_task(settings)
-    folder = run_dir or Path("runs") / f"{config.stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    console = Console(stderr=True, highlight=False) if as_json else _out
-    shown: list[Progress] = []
-    tuner = Tuner(settings, task, folder, lambda event: shown[0](event))
-    with Progress(console, lambda: tuner.status) as progress, _graceful(tuner):
-        shown.append(progress)
-        result = asyncio.run(tuner.run())
-    _print_result(result, as_json)
-    if result.stopped == "cancelled":
-        _err.print(f"stopped early; the best prompt so far is in {folder / 'prompt.json'}")
-        raise typer.Exit(3)
 
 
 @app.command("eval")
@@ -137,13 +83,13 @@ def evaluate(
     prompt = TunedPrompt.load(run)
 
     async def work() -> None:
-        async with await Classifier.open(prompt, backend, **_overrides(options)) as classifier:
+        async with await Classifier.open(prompt, backend, **overrides(options)) as classifier:
             for warning in classifier.warnings:
-                _err.print(f"warning: {warning}", markup=False, soft_wrap=True)
+                err.print(f"warning: {warning}", markup=False, soft_wrap=True)
             report = await classifier.evaluate(examples)
             row = overall(report)
             if as_json:
-                _print_json(row.to_dict() | {"scored": classifier.usage.scored})
+                print_json(row.to_dict() | {"scored": classifier.usage.scored})
                 return
             typer.echo(
                 f"{row.n} texts: accuracy {row.accuracy:.3f}, 95% interval {row.ci_low:.3f} to "
@@ -185,9 +131,9 @@ def predict(
         examples = [Example(line) for line in lines.splitlines() if line.strip()]
 
     async def work() -> None:
-        async with await Classifier.open(prompt, backend, **_overrides(options)) as classifier:
+        async with await Classifier.open(prompt, backend, **overrides(options)) as classifier:
             for warning in classifier.warnings:
-                _err.print(f"warning: {warning}", markup=False, soft_wrap=True)
+                err.print(f"warning: {warning}", markup=False, soft_wrap=True)
             async for prediction in classifier.stream(examples):
                 typer.echo(orjson.dumps(prediction.to_dict()).decode())
 
@@ -199,11 +145,11 @@ def predict(
 def show(run: RunPath, as_json: Json = False) -> None:
     """What a run came to: the prompt, accuracies, paired tests, what was spent."""
     if run.is_dir() and (run / "result.json").exists():
-        _print_result(read_result(run), as_json)
+        print_result(read_result(run), as_json)
         return
     prompt = TunedPrompt.load(run)
     if as_json:
-        _print_json(prompt.to_dict())
+        print_json(prompt.to_dict())
         return
     typer.echo(
         f"prompt ({len(prompt.ids)} tokens of {prompt.model['name']}):\n{show_whitespace(prompt.text)}"
@@ -229,8 +175,8 @@ def init(
     typer.echo(f"wrote {path}; fill in your files and prompts, then: fedbpt tune {path}")
 
 
-app.command()(_exits(probe))
-app.command()(_exits(export))
+for command in (tune, resume, replay, probe, export):
+    app.command()(_exits(command))
 
 
 @models_app.command("install")
@@ -243,7 +189,7 @@ def models_install(
     """Fetch a known model's pinned file, check its hash and keep it in the user's cache."""
     from fedbpt_backends import models
 
-    path = models.install(name or models.DEFAULT, progress=lambda line: _err.print(line, markup=False))
+    path = models.install(name or models.DEFAULT, progress=lambda line: err.print(line, markup=False))
     typer.echo(str(path))
 
 
@@ -255,7 +201,7 @@ def models_list(as_json: Json = False) -> None:
 
     found = models.installed()
     if as_json:
-        _print_json([{"name": m.name, "path": str(m.path), "bytes": m.size} for m in found])
+        print_json([{"name": m.name, "path": str(m.path), "bytes": m.size} for m in found])
         return
     for model in found:
         typer.echo(f"{model.name}  {model.size / 1e6:.0f} MB  {model.path}")
@@ -276,50 +222,3 @@ def main(
     ] = False,
 ) -> None:
     """Options that stand before a command."""
-
-
-@contextlib.contextmanager
-def _graceful(tuner: Tuner) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks the tuner to stop; the second one stops at once."""
-    seen: list[int] = []
-
-    def handle(number: int, frame: object) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-        tuner.stop()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _overrides(sets: list[str] | None) -> dict[str, Any]:
-    """KEY=VALUE pairs; a value is TOML where it can be read as such, else text."""
-    found: dict[str, Any] = {}
-    for item in sets or []:
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {item}: expected KEY=VALUE", "for example: --set budget.scored=500")
-        try:
-            found[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            found[key] = value
-    return found
-
-
-def _print_result(result: RunResult, as_json: bool) -> None:
-    """A run's result: JSON, tables for a terminal, or plain lines."""
-    if as_json:
-        _print_json(result.to_dict())
-    elif _out.is_terminal:
-        _out.print(result_view(result))
-    else:
-        typer.echo(plain_text(result))
-
-
-def _print_json(data: object) -> None:
-    typer.echo(orjson.dumps(data, option=orjson.OPT_INDENT_2).decode())

@@ -130,6 +130,13 @@ class Client:
     def n_dev(self) -> int:
         return len(self._dev)
 
+    def search_cost(self, plan: Plan) -> int:
+        """Scored examples that a local search takes at most: candidates, the mean, and the reference."""
+        batch = min(plan.minibatch or self.n_train, self.n_train)
+        sets = 2 if plan.perturb else 1
+        prompts = sets * (plan.population * plan.iterations + 1) + plan.iterations + 1
+        return prompts * batch * len(self.scorer.backend.info.inputs)
+
     @property
     def cost(self) -> int:
         """Scored examples that judging one prompt takes at most."""

@@ -15,11 +15,11 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from fedbpt_api.aggregate import Aggregator, GlobalState, Update, UpdateError, check_updates
-from fedbpt_api.errors import FedbptError, QuorumError
+from fedbpt_api.errors import FedbptError, QuorumError, QuotaError, RunFolderError
 from fedbpt_api.federation.client import Client, Plan, Reference, Searched
 from fedbpt_api.federation.messages import decode_state, decode_update, encode_state, encode_update
 from fedbpt_api.prompts.space import PromptSpace
-from fedbpt_api.scoring.budget import BudgetSpent
+from fedbpt_api.scoring.budget import BudgetSpent, shared_out
 from fedbpt_api.scoring.scorer import Stopped
 
 R = TypeVar("R")
@@ -82,6 +82,7 @@ async def ask_all(
 
     Raises:
         BudgetSpent, Stopped: When the run's budget or the user ends the question (after all have ended).
+        QuotaError, RunFolderError: When no more can be paid for, or kept on disk.
     """
 
     async def one(client: Client) -> R:
@@ -94,7 +95,7 @@ async def ask_all(
         if isinstance(result, BudgetSpent) and result.own:
             answers.missing[client.name] = str(result)
             answers.spent.add(client.name)
-        elif isinstance(result, BudgetSpent | Stopped | asyncio.CancelledError):
+        elif isinstance(result, BudgetSpent | Stopped | QuotaError | RunFolderError | asyncio.CancelledError):
             raise result
         elif isinstance(result, TimeoutError):
             answers.missing[client.name] = f"no answer within {timeout:g} s"
@@ -163,7 +164,9 @@ async def search_round(
         searched = await client.search(decode_state(down), space, plan, reference)
         return searched, encode_update(searched.update)
 
-    answers = await ask_all(clients, search, rules.timeout)
+    budgets = [client.scorer.budget for client in clients]
+    with shared_out(budgets, [client.search_cost(plan) for client in clients]):
+        answers = await ask_all(clients, search, rules.timeout)
     updates: dict[str, Update] = {}
     accepted: Answers[Searched] = Answers(
         missing=dict(answers.missing), spent=answers.spent, hints=answers.hints

@@ -1,24 +1,30 @@
 """The run folder: what a run leaves on disk, as it goes. Numbers and prompts only, never a text.
 
 settings.json  the resolved settings          versions.json  what took part
+inputs.json    what tells whether data or configuration are still the same
 rounds.jsonl   every round's numbers          prompts.jsonl  every prompt that all clients judged
 prompt.json    the best prompt so far, then the tuned one
 result.json    the whole result               report.html    the same, to look at and to send
 scores-N.journal  every score of client N, on disk before it was used
+model.facts    what the model's server said beside scores
+
+The journals, the facts and the settings are the run; everything else follows from them, and is written anew
+when the run goes on.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import BinaryIO
 
 import orjson
+from filelock import FileLock, Timeout
 
 from fedbpt_api.errors import RunFolderError
 from fedbpt_api.prompts.tuned import TunedPrompt, read_json, write_json
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed
+from fedbpt_api.run.inputs import Inputs
 from fedbpt_api.run.report import ReportInput, write_report
 from fedbpt_api.run.result import RoundRecord, RunResult
 
@@ -26,37 +32,67 @@ _LIMIT = 50_000_000  # bytes of any file that is read back
 
 
 class RunFolder:
-    """One run's folder, open for writing."""
+    """One run's folder, open for writing; nobody else can write to it meanwhile."""
 
-    def __init__(self, path: Path, rounds: BinaryIO) -> None:
+    def __init__(self, path: Path, lock: FileLock) -> None:
         self.path = path
-        self._rounds = rounds
+        self._lock = lock
+        self._rounds = (path / "rounds.jsonl").open("wb")  # made anew: they follow from the journals
+        (path / "prompts.jsonl").unlink(missing_ok=True)
         self._versions: dict[str, str] = {}
 
     @classmethod
-    def create(cls, path: Path) -> RunFolder:
-        """Make a new run folder.
+    def begin(cls, path: Path, settings: Settings, inputs: Inputs) -> RunFolder:
+        """Make a new run folder, with what the run is asked to do.
 
         Raises:
             RunFolderError: There is a run already, or the folder cannot be written.
         """
-        if (path / "settings.json").exists() or (path / "rounds.jsonl").exists():
+        self = cls._locked(path, new=True)
+        write_json(path / "settings.json", settings.model_dump(mode="json"))
+        write_json(path / "inputs.json", inputs.to_dict())
+        return self
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Open the folder of a run that is to go on.
+
+        Raises:
+            RunFolderError: There is no such run, it is being worked on, or the folder cannot be written.
+        """
+        if not (path / "settings.json").exists():
             raise RunFolderError(
-                f"{path} holds a run already",
-                "name another folder with --run-dir; runs are never overwritten",
+                f"{path} holds no run that began", "name a run folder, or begin one with fedbpt tune"
             )
+        return cls._locked(path, new=False)
+
+    @classmethod
+    def _locked(cls, path: Path, *, new: bool) -> RunFolder:
+        lock = FileLock(path / ".lock", timeout=0)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            return cls(path, (path / "rounds.jsonl").open("ab"))
+            lock.acquire()
+            if new and any(path.glob("scores-*.journal")):
+                lock.release()
+                raise RunFolderError(
+                    f"{path} holds a run already",
+                    f"go on with it (fedbpt resume {path}), or name another folder with --run-dir; "
+                    "runs are never overwritten",
+                )
+            return cls(path, lock)
+        except Timeout:
+            raise RunFolderError(
+                f"{path} is being written by another process", "wait for it to end, or name another folder"
+            ) from None
         except OSError as error:
+            lock.release()
             raise RunFolderError(
                 f"{path} cannot be written: {error.strerror}", "choose another --run-dir"
             ) from error
 
-    def write_start(self, settings: Settings, versions: dict[str, str]) -> None:
-        """What is known before the first request."""
+    def write_versions(self, versions: dict[str, str]) -> None:
+        """What takes part, known once the model is open."""
         self._versions = versions
-        write_json(self.path / "settings.json", settings.model_dump(mode="json"))
         write_json(self.path / "versions.json", versions)
 
     def append_round(self, record: RoundRecord) -> None:
@@ -97,6 +133,16 @@ class RunFolder:
 
     def close(self) -> None:
         self._rounds.close()
+        self._lock.release()
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run came to its end; one that was stopped did not.
+
+    Raises:
+        RunFolderError: Its result is damaged.
+    """
+    return (folder / "result.json").exists() and read_result(folder).stopped != "cancelled"
 
 
 def read_result(folder: Path) -> RunResult:

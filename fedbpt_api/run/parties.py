@@ -88,6 +88,12 @@ class Parties:
         return "; ".join(found)
 
     @property
+    def answered(self) -> int:
+        """Scored examples that an earlier session of the run has paid for."""
+        journals = (client.scorer.journal for client in self.clients)
+        return sum(journal.past.scored for journal in journals if journal is not None)
+
+    @property
     def label_tokens(self) -> Ids:
         """What stands for the label words."""
         return self.trie.tokens

@@ -25,6 +25,7 @@ from fedbpt_api.run.assess import Assessment, Assessor
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed, Event, Finished, Noted, RoundDone, Status, Testing, Warned
 from fedbpt_api.run.folder import RunFolder
+from fedbpt_api.run.inputs import Inputs
 from fedbpt_api.run.layout import settle_layout
 from fedbpt_api.run.meter import Meter, client_record
 from fedbpt_api.run.origins import choose_origin
@@ -51,6 +52,7 @@ class Tuner:
         task: Texts, template and label words.
         folder: Where everything is kept; None keeps nothing.
         on_event: Called with each event, in order.
+        keep: Where answers are kept and found, if that is not the folder: for a replay.
 
     Raises:
         RunFolderError: The folder holds a run already or cannot be written.
@@ -60,12 +62,16 @@ class Tuner:
         self,
         settings: Settings,
         task: Task,
-        folder: Path | None = None,
+        folder: Path | RunFolder | None = None,
         on_event: Callable[[Event], None] | None = None,
+        keep: Keep | None = None,
     ) -> None:
         self.settings = settings
         self.task = task
-        self._folder = RunFolder.create(folder) if folder is not None else None
+        if isinstance(folder, Path):
+            folder = RunFolder.begin(folder, settings, Inputs.of(task))
+        self._folder = folder
+        self._keep = keep or Keep(folder.path if folder is not None else None)
         self._listener = on_event
         self._stopping = False
         self._phase = "opening"
@@ -109,14 +115,15 @@ class Tuner:
         parties: Parties | None = None
         watching: asyncio.Task[None] | None = None
         try:
-            folder = self._folder.path if self._folder is not None else None
-            parties = await open_parties(self.settings, self.task, lambda: self._stopping, Keep(folder))
+            parties = await open_parties(self.settings, self.task, lambda: self._stopping, self._keep)
             self._assessor = Assessor(parties, self.settings, self._tell)
             if self._folder is not None:
-                self._folder.write_start(self.settings, versions(parties.info))
+                self._folder.write_versions(versions(parties.info))
             self._tell(parties.started(self.settings.budget.scored))
             for message in parties.warnings:
                 self._tell(Warned(message))
+            if parties.answered and self._keep.ended is None:
+                self._tell(Noted(f"{parties.answered:,} scored examples are paid for already and on disk"))
             watching = asyncio.create_task(self._watch(parties))
             stopped = await self._tune(parties, self._assessor)
             return await self._finish(parties, self._assessor, stopped)

@@ -6,11 +6,14 @@ the same time cannot overshoot together. A client's budget has a parent: the run
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fedbpt_api.scoring.backend import Usage
+
+_MARGIN = 2.0  # times as long as so far, prompts of a search may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,17 @@ class BudgetSpent(Exception):
 
 @dataclass(slots=True)
 class Budget:
-    """Counts what was spent against limits. One per run, one per client."""
+    """Counts what was spent against limits. One per run, one per client.
+
+    Attributes:
+        limits: What may be spent.
+        parent: The run's budget, of a client's.
+        clock: Tells seconds.
+        spent: What was spent, in all of the run's sessions.
+        duplicates: Pairs that had been scored before in this run.
+        recalled: Pairs whose answers an earlier session paid for.
+        grant: A client's share of what is left of the run's budget (`shared_out`).
+    """
 
     limits: Limits = field(default_factory=Limits)
     parent: Budget | None = None
@@ -48,6 +61,7 @@ class Budget:
     spent: Usage = field(default_factory=Usage)
     duplicates: int = 0
     recalled: int = 0
+    grant: Limits = field(default_factory=Limits)
     _reserved: Usage = field(default_factory=Usage)
     _started: float | None = None
     _standing: float | None = None  # what the clock shows while answers come from a journal
@@ -124,13 +138,14 @@ class Budget:
             return
         if self.parent is not None:
             self.parent._check(work)
-        limits, used, own = self.limits, self.spent + self._reserved, self.parent is not None
-        if limits.scored is not None and used.scored + work.scored > limits.scored:
-            raise BudgetSpent("scored examples", own)
-        if limits.tokens is not None and used.prompt_tokens + work.prompt_tokens > limits.tokens:
-            raise BudgetSpent("tokens", own)
-        if limits.seconds is not None and self.seconds >= limits.seconds:
-            raise BudgetSpent("seconds", own)
+        used = self.spent + self._reserved + work
+        for limits, own in ((self.limits, self.parent is not None), (self.grant, False)):
+            if limits.scored is not None and used.scored > limits.scored:
+                raise BudgetSpent("scored examples", own)
+            if limits.tokens is not None and used.prompt_tokens > limits.tokens:
+                raise BudgetSpent("tokens", own)
+            if limits.seconds is not None and self.seconds >= limits.seconds:
+                raise BudgetSpent("seconds", own)
 
     def _add_reserved(self, work: Usage) -> None:
         for budget in self._chain():
@@ -142,3 +157,42 @@ class Budget:
         while budget is not None:
             yield budget
             budget = budget.parent
+
+
+@contextlib.contextmanager
+def shared_out(budgets: Sequence[Budget], needs: Sequence[int]) -> Iterator[None]:
+    """While it lasts, what is left of the run's budget is dealt out to the clients, if they may need more.
+
+    Without that the client that asks first would get the last scored example, and a run that is done again,
+    or goes on from its journal, would be another one.
+
+    Args:
+        budgets: The clients'.
+        needs: Scored examples that each of them may ask for at most.
+    """
+    for budget, grant in zip(budgets, _grants(budgets, needs), strict=True):
+        budget.grant = grant
+    try:
+        yield
+    finally:
+        for budget in budgets:
+            budget.grant = Limits()
+
+
+def _grants(budgets: Sequence[Budget], needs: Sequence[int]) -> list[Limits]:
+    """What each client may have spent in all in the end: what it has now, and its part of what is left."""
+    run, total = budgets[0].parent, sum(needs)
+    if run is None or not total:
+        return [Limits()] * len(budgets)
+    used = run.spent + run._reserved
+    each = _MARGIN * run.spent.prompt_tokens / max(run.spent.scored, 1)  # tokens of a scored example
+    scored = None if run.limits.scored is None else run.limits.scored - used.scored
+    tokens = None if run.limits.tokens is None else run.limits.tokens - used.prompt_tokens
+    enough = scored is None or total <= scored, tokens is None or total * each <= tokens
+    return [
+        Limits(
+            None if enough[0] else budget.spent.scored + (scored or 0) * need // total,
+            None if enough[1] else budget.spent.prompt_tokens + (tokens or 0) * need // total,
+        )
+        for budget, need in zip(budgets, needs, strict=True)
+    ]

@@ -95,6 +95,11 @@ class Past:
         return max(self._heads[int(self._of[pair])].seconds for pair in pairs)
 
     @property
+    def scored(self) -> int:
+        """Scored examples that the answers cost."""
+        return sum(head.usage.scored for head in self._heads)
+
+    @property
     def lost(self) -> Usage:
         """What requests cost that failed all the same."""
         return sum((head.usage for head in self._heads if head.kind == _COST), Usage())

@@ -25,6 +25,9 @@ from toy import LABEL_WORDS, TEMPLATE, ToyBackend, make_examples
 WORDS = (3, 4, 5)
 
 
+SOME, OTHERS = make_examples(6), make_examples(6, 1)
+
+
 def texts(n: int, seed: int = 0) -> tuple[EncodedText, ...]:
     return asyncio.run(Encoder(ToyBackend(), TEMPLATE, LABEL_WORDS).texts(make_examples(n, seed)))
 
@@ -39,8 +42,8 @@ def written(path: Path, records: int = 4, width: int = 2, seed: int = 0) -> list
         rows: list[Answer] = list(rng.normal(size=(n, width)).astype(np.float32))
         if number % 2:
             rows = [{int(t): float(np.float32(rng.normal())) for t in range(7)} for _ in range(n)]
-        made.append(Record(keys, tuple(rows), Usage(n, 40 * n, 3 * n, n)))
-        journal.append(keys, rows, made[-1].usage)
+        made.append(Record(keys, tuple(rows), Usage(n, 40 * n, 3 * n, n), number + 0.5))
+        journal.append(keys, rows, made[-1].usage, made[-1].seconds)
     journal.close()
     return made
 
@@ -52,7 +55,7 @@ def same(first: list[Record], second: list[Record]) -> bool:
 
 def plain(record: Record) -> tuple[object, ...]:
     rows = [a.tobytes() if isinstance(a, np.ndarray) else a for a in record.answers]
-    return record.keys, rows, record.usage
+    return record.keys, rows, record.usage, record.seconds
 
 
 @given(records=st.integers(0, 5), width=st.integers(1, 128), seed=st.integers(0, 9))
@@ -123,7 +126,7 @@ def test_on_a_full_disk_the_error_is_clear_and_later_records_are_whole(tmp_path:
     assert [len(record.answers[0]) for record in read_journal(path)] == [9, 7]
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"", "not a journal"), (b"{}\n", "not a journal")])
+@pytest.mark.parametrize(("content", "message"), [(b"", "no fedbpt-journal"), (b"{}\n", "no fedbpt-journal")])
 def test_another_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(RunFolderError, match=message):
@@ -136,10 +139,56 @@ def test_a_later_version_is_refused(tmp_path: Path) -> None:
         list(read_journal(tmp_path / "x"))
 
 
-def test_a_journal_is_never_overwritten(tmp_path: Path) -> None:
+def test_a_journal_goes_on_behind_its_last_whole_record(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    made = written(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[-9:])  # what a dying process left
+    journal = Journal(path, b"secret")
+    row = np.array([[1.0, 2.0]], np.float32)
+    journal.append([b"k" * 16], row, Usage(1, 2, 3, 4), 9.0)
+    journal.close()
+    assert same([*made, Record((b"k" * 16,), (row[0],), Usage(1, 2, 3, 4), 9.0)], list(read_journal(path)))
+
+
+def test_a_journal_of_other_texts_is_refused(tmp_path: Path) -> None:
     written(tmp_path / "x")
-    with pytest.raises(RunFolderError, match="cannot be written"):
-        Journal(tmp_path / "x", b"")
+    with pytest.raises(RunFolderError, match="other texts"):
+        Journal(tmp_path / "x", b"another")
+
+
+def test_space_is_set_aside_before_it_is_needed_and_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    journal = Journal(path, b"secret")
+    journal.make_room()
+    assert path.stat().st_size > 500_000
+    journal.append([b"k" * 16], np.zeros((1, 2), np.float32), Usage(1, 1, 0, 1))
+    assert len(list(read_journal(path))) == 1  # zeros behind the last record are no damage
+    journal.close()
+    assert path.stat().st_size < 500
+
+
+@given(seed=st.integers(0, 5), order=st.permutations(range(20)))
+def test_an_earlier_session_s_answers_are_found_by_key(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, order: list[int]
+) -> None:
+    path = tmp_path_factory.mktemp("journal") / "scores.journal"
+    made = written(path, seed=seed)
+    past = Journal(path, b"secret").past
+    for record in made:
+        named = not isinstance(record.answers[0], dict)
+        chosen = [i for i in order if i < len(record.keys)]
+        found = past.find([record.keys[i] for i in chosen])
+        pairs = [pair for pair in found if pair is not None]
+        assert len(pairs) == len(chosen)
+        for i, row in zip(chosen, past.rows(pairs) if pairs else [], strict=True):
+            assert np.array_equal(row, record.answers[i]) if named else row == record.answers[i]
+    everything = [past.find([key])[0] for record in made for key in record.keys]
+    assert sorted(pair for pair in everything if pair is not None) == list(range(len(past)))
+    total = past.usage([pair for pair in everything if pair is not None])
+    assert total == sum((record.usage for record in made), Usage())
+    assert past.find([b"\0" * 16, b"\xff" * 16]) == [None, None]
+    assert past.seconds == made[-1].seconds
 
 
 def test_a_scored_example_takes_at_most_60_bytes_for_two_words_and_4_for_each_further(tmp_path: Path) -> None:
@@ -153,9 +202,9 @@ def test_a_scored_example_takes_at_most_60_bytes_for_two_words_and_4_for_each_fu
 
 
 def test_keys_tell_prompts_texts_questions_and_clients_apart(tmp_path: Path) -> None:
-    some, others = texts(6), texts(6, seed=1)
+    some = texts(6)
     keys = []
-    for name, secret in (("a", secret_of(some)), ("b", secret_of(others))):
+    for name, secret in (("a", secret_of(SOME)), ("b", secret_of(OTHERS))):
         journal = Journal(tmp_path / name, secret)
         for text in some:
             keys += [journal.key(asked_key(("words", WORDS), prompt), text) for prompt in ((), (1,), (1, 2))]
@@ -171,7 +220,7 @@ async def test_what_a_scorer_was_answered_is_in_its_journal_before_it_is_used(tm
     encoder = Encoder(ToyBackend(), TEMPLATE, LABEL_WORDS)
     some = await encoder.texts(make_examples(50, 0))
     path = tmp_path / "scores.journal"
-    scorer = Scorer(ToyBackend(), Budget(), journal=Journal(path, secret_of(some)))
+    scorer = Scorer(ToyBackend(), Budget(), journal=Journal(path, secret_of(SOME)))
     scorer.use_words(WORDS)
     lists = await scorer.top_words((1,), some, 5)
     scores = await scorer.score((1, 2), some)

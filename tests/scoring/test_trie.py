@@ -17,7 +17,7 @@ from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_api.scoring.backend import BackendInfo, Floats, Prompt, Scores, Soft, Usage
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
 from fedbpt_api.scoring.encode import EncodedText, Encoder
-from fedbpt_api.scoring.journal import Journal, secret_of
+from fedbpt_api.scoring.journal import Journal
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.scoring.trie import LabelTrie, label_trie, remarks
 from fedbpt_api.task import LabelWords
@@ -257,7 +257,7 @@ async def test_lists_of_words_cost_one_input_a_text() -> None:
 async def test_a_second_score_is_free_and_the_journal_holds_one_answer_a_pair(tmp_path: Path) -> None:
     toy = ToyBackend()
     texts = await texts_of(6)
-    journal = Journal(tmp_path / "scores.journal", secret_of(texts))
+    journal = Journal(tmp_path / "scores.journal", b"secret")
     scorer = await scorer_of(toy, Limits(), journal)
     first = await scorer.score((IDS[" great"],), texts[:4])
     requests, size = toy.requests, (tmp_path / "scores.journal").stat().st_size
