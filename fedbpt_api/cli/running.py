@@ -22,6 +22,7 @@ from fedbpt_api.run.events import Event
 from fedbpt_api.run.folder import RunFolder, is_finished, read_result
 from fedbpt_api.run.inputs import Inputs
 from fedbpt_api.run.replay import COMPARED
+from fedbpt_api.run.replay import replay as replay_run
 from fedbpt_api.run.resume import resumed
 from fedbpt_api.run.tune import Tuner
 

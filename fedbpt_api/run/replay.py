@@ -63,8 +63,9 @@ async def replay(
     settings = _moved(read_settings(folder), data)
     task = task if task is not None else load_task(settings)
     Inputs.read(folder).check(task, settings)
-    finished = (folder / "result.json").exists() and read_result(folder).stopped != "cancelled"
-    ended: Exception = BudgetSpent("recorded answers") if finished else Stopped()
+    told = (folder / "result.json").exists()  # a run that was killed tells of no end
+    stopped = told and read_result(folder).stopped == "cancelled"
+    ended: Exception = BudgetSpent("recorded answers") if told and not stopped else Stopped()
     with tempfile.TemporaryDirectory(prefix="fedbpt-replay-") as place:
         again = RunFolder.begin(Path(place) / "run", settings, Inputs.of(task))
         tuner = Tuner(settings, task, again, keep=Keep(folder, ended))
@@ -74,10 +75,11 @@ async def replay(
         except RunFolderError:
             raise
         except FedbptError as error:
-            differences.append(f"the replay ended early: {error.message}")
+            if told:  # else it ends where the run was killed
+                differences.append(f"the replay ended early: {error.message}")
         status = tuner.status
-        if finished or not differences:
-            differences += [d for name in COMPARED if (d := _difference(folder, again.path, name, finished))]
+        compared = COMPARED if told else COMPARED[:2]
+        differences += [d for name in compared if (d := _difference(folder, again.path, name, told))]
     return Replay(status.scored, status.round, tuple(differences))
 
 
@@ -103,15 +105,15 @@ def _moved(settings: Settings, data: Mapping[str, object]) -> Settings:
     return build_settings(values, source="command line")
 
 
-def _difference(old: Path, new: Path, name: str, finished: bool) -> str:
+def _difference(old: Path, new: Path, name: str, told: bool) -> str:
     """How a file of the replay differs from the run's, in a sentence; empty where it does not."""
     if not (old / name).exists():
-        return "" if not finished else f"{name} is missing from the run's folder"
+        return "" if not told else f"{name} is missing from the run's folder"
     if not (new / name).exists():
         return f"{name}: the replay has none"
     if name.endswith(".jsonl"):
         then, now = [_lines(place / name) for place in (old, new)]
-        if not finished:  # a run that was killed may have been cut off anywhere
+        if not told:  # a run that was killed may have been cut off anywhere
             now = now[: len(then)]
         for number, (a, b) in enumerate(zip(then, now, strict=False), start=1):
             if found := _first(a, b):

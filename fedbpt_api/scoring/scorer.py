@@ -56,6 +56,7 @@ class Scorer:
         self._stopping = stopping
         self._known = Known()
         self._sent: dict[Pair, asyncio.Task[None]] = {}
+        self._claims: dict[Pair, asyncio.Future[None]] = {}  # who is about to ask for a pair
         self._since: dict[asyncio.Task[None], float] = {}  # when each request was sent
         self._places = asyncio.Semaphore(backend.info.parallel)
         self._turn = asyncio.Lock()  # a prompt's requests are sent one after another, before the next one's
@@ -136,33 +137,49 @@ class Scorer:
         numbers = [self._known.number(text) for text in texts]
         inputs = (0,) if question[0] == "top" else self.backend.info.inputs
         call = _Call(asked, prompt, dict(zip(numbers, texts, strict=True)), inputs, ask)
-        unknown = block.lacks(list(call.texts))
-        new = [n for n in unknown if (asked, n) not in self._sent]
-        reserved = call.work(new)
-        self.budget.reserve(reserved)
-        self.budget.count_duplicates(len(texts) - len(new))
-        size = self.backend.info.batch
-        under_way = list(dict.fromkeys(self._sent[asked, n] for n in unknown if (asked, n) in self._sent))
-        try:
-            recalled = self._recall(call, block, new)
-            new = [n for n in new if n not in recalled]
-            reserved -= call.work(list(recalled))
+        own = 0
+        while lacking := block.lacks(list(call.texts)):
+            new = [n for n in lacking if (asked, n) not in self._sent and (asked, n) not in self._claims]
             if new:
+                own += len(new)
+                await self._ask(call, block, new)
+                continue
+            for n in lacking:  # somebody else is asking for them
+                if (asked, n) in self._sent:
+                    await asyncio.shield(self._sent[asked, n])
+                elif (asked, n) in self._claims:
+                    await asyncio.shield(self._claims[asked, n])
+        self.budget.count_duplicates(len(texts) - own)
+        return block.of(numbers)
+
+    async def _ask(self, call: _Call, block: Block, numbers: Sequence[int]) -> None:
+        """Get answers that nobody has and nobody is asking for into `block`."""
+        reserved = call.work(numbers)
+        self.budget.reserve(reserved)
+        claim: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._claims |= dict.fromkeys(((call.asked, n) for n in numbers), claim)
+        size, tasks = self.backend.info.batch, list[asyncio.Task[None]]()
+        try:
+            recalled = self._recall(call, block, numbers)
+            reserved -= call.work(list(recalled))
+            if new := [n for n in numbers if n not in recalled]:
                 self._go_on()
                 async with self._turn:
                     for begin in range(0, len(new), size):
                         chunk = new[begin : begin + size]
                         await self._place()
-                        if any(task.done() and task.exception() for task in under_way):
+                        if any(task.done() and task.exception() for task in tasks):
                             self._places.release()
                             break  # it is raised below
                         reserved -= call.work(chunk)  # from here on the request's own affair
-                        under_way.append(self._send(call, chunk))
-            for task in under_way:
-                await asyncio.shield(task)
+                        tasks.append(self._send(call, chunk))
         finally:
+            for n in numbers:
+                del self._claims[call.asked, n]
+            claim.set_result(None)
             self.budget.settle(reserved, Usage())
-        return block.of(numbers)
+        for task in tasks:
+            await asyncio.shield(task)
 
     def _recall(self, call: _Call, block: Block, numbers: Sequence[int]) -> frozenset[int]:
         """Those of `numbers` that an earlier session has the answers to: they are put into `block`."""

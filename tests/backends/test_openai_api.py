@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import llama_server
-from fedbpt_api.errors import BackendError, ConfigError
+from fedbpt_api.errors import BackendError, ConfigError, QuotaError
 from fedbpt_api.scoring.backend import Backend, Prompt, Scores, Soft
 from fedbpt_api.scoring.conformance import BackendConformance
 from fedbpt_api.scoring.registry import open_backend
@@ -25,7 +25,6 @@ from fedbpt_api.scoring.trie import label_trie
 from fedbpt_api.task import LabelWords
 from fedbpt_backends import pacing
 from fedbpt_backends.first_tokens import FirstTokens, Match
-from fedbpt_backends.pacing import QuotaError
 from ranking import WORDS, Messages, ranks_as_native
 
 KEY = "sk-very-secret-0123456789"

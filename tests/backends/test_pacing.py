@@ -14,13 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbpt_api.errors import BackendError
+from fedbpt_api.errors import BackendError, QuotaError
 from fedbpt_backends import pacing
 from fedbpt_backends.pacing import (
     ATTEMPTS,
     PATIENCE,
     Pacer,
-    QuotaError,
     Refusal,
     Trouble,
     asked_wait,

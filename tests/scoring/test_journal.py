@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,13 +20,13 @@ from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.encode import EncodedText, Encoder
 from fedbpt_api.scoring.journal import Answer, Journal, Record, read_journal, secret_of
 from fedbpt_api.scoring.known import asked_key
-from fedbpt_api.scoring.scorer import Scorer
+from fedbpt_api.scoring.scorer import Scorer, Stopped
 from toy import LABEL_WORDS, TEMPLATE, ToyBackend, make_examples
 
 WORDS = (3, 4, 5)
 
 
-SOME, OTHERS = make_examples(6), make_examples(6, 1)
+SOME, OTHERS = make_examples(6, 0), make_examples(6, 1)
 
 
 def texts(n: int, seed: int = 0) -> tuple[EncodedText, ...]:
@@ -174,7 +175,7 @@ def test_an_earlier_session_s_answers_are_found_by_key(
 ) -> None:
     path = tmp_path_factory.mktemp("journal") / "scores.journal"
     made = written(path, seed=seed)
-    past = Journal(path, b"secret").past
+    past = Journal(path, b"secret", Stopped()).past  # for reading alone
     for record in made:
         named = not isinstance(record.answers[0], dict)
         chosen = [i for i in order if i < len(record.keys)]
@@ -182,7 +183,8 @@ def test_an_earlier_session_s_answers_are_found_by_key(
         pairs = [pair for pair in found if pair is not None]
         assert len(pairs) == len(chosen)
         for i, row in zip(chosen, past.rows(pairs) if pairs else [], strict=True):
-            assert np.array_equal(row, record.answers[i]) if named else row == record.answers[i]
+            expected: Any = record.answers[i]
+            assert np.array_equal(row, expected) if named else row == expected
     everything = [past.find([key])[0] for record in made for key in record.keys]
     assert sorted(pair for pair in everything if pair is not None) == list(range(len(past)))
     total = past.usage([pair for pair in everything if pair is not None])
