@@ -128,7 +128,7 @@ def generation(
 
 
 async def _generation(kind: str, url: str | None) -> None:
-    backend = await open_backend(kind, log_folder=None, **({"base_url": url} if url else {}))
+    backend = await open_backend(kind, log_folder=None, known=None, **({"base_url": url} if url else {}))
     encoded, words, fresh = await prepared(backend)
 
     async def ours(prompts: Sequence[Ids]) -> None:

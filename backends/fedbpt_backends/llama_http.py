@@ -73,13 +73,16 @@ class Slots:
 class LlamaServer:
     """A llama.cpp server that somebody else runs."""
 
-    def __init__(self, http: Http, info: BackendInfo, slots: int) -> None:
+    def __init__(self, http: Http, info: BackendInfo, slots: int, exact: bool) -> None:
         self._http = http
         self._info = info
         self._slots = Slots(slots)
+        self._cached = not exact
 
     @classmethod
-    async def connect(cls, base_url: str, context: int, timeout: float = 300.0) -> LlamaServer:
+    async def connect(
+        cls, base_url: str, context: int, timeout: float = 300.0, *, exact: bool = False
+    ) -> LlamaServer:
         pacer = Pacer(1, 1)
         http = Http(base_url, pacer, timeout=timeout)
         try:
@@ -94,15 +97,16 @@ class LlamaServer:
         except BaseException:
             await http.aclose()
             raise
+        slots = 1 if exact else slots
         http.pacer = Pacer(slots, slots)
         build = str(props.get("build_info", ""))
         identity = hashlib.sha256(f"{build} {model}".encode()).hexdigest()[:16]
-        details = {"build": build, "url": http.base_url, "way": "equal bias"}
+        details = {"build": build, "url": http.base_url, "way": "equal bias" + ", each alone" * exact}
         name = model.rsplit("/", 1)[-1]
         info = BackendInfo(
             "llamacpp", name, identity, min(context, window), 128, details, batch=slots, parallel=2
         )
-        return cls(http, info, slots)
+        return cls(http, info, slots, exact)
 
     @property
     def info(self) -> BackendInfo:
@@ -161,7 +165,7 @@ class LlamaServer:
         refuse_vectors(prompts)
 
         async def one(prompt: Prompt) -> tuple[dict[str, Any], Usage]:
-            body = {"prompt": list(prompt.ids), "n_predict": 1, "cache_prompt": True, **extra}
+            body = {"prompt": list(prompt.ids), "n_predict": 1, "cache_prompt": self._cached, **extra}
             body["response_fields"] = ["completion_probabilities", "tokens_cached", "timings"]
             async with self._slots.take(prompt.ids[: prompt.shared]) as slot:
                 body["id_slot"] = slot

@@ -37,6 +37,7 @@ async def open_backend(
     context: int = 1024,
     slots: int = 4,
     threads: int | None = None,
+    exact: bool = False,
 ) -> Backend:
     """Open llama.cpp.
 
@@ -49,12 +50,14 @@ async def open_backend(
         slots: How many stems (shared leading tokens) stay evaluated; with the example before the
             prompt, as many as there are examples, at most 256.
         threads: Processor threads, each on inputs of its own; all cores where not given.
+        exact: With `base_url`: inputs one at a time and each evaluated whole, so that a score does not depend
+            on what was asked before. The embedded model's never do.
     """
     for key, value in (("context", context), ("slots", slots), ("threads", threads or 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"backend.{key}: expected a whole number above 0, got {value!r}")
     if base_url is not None:
-        return await LlamaServer.connect(base_url, context)
+        return await LlamaServer.connect(base_url, context, exact=exact)
     if not 1 <= slots <= 256:
         raise ConfigError(f"backend.slots: {slots} is not between 1 and 256", "4 is enough for most runs")
     return await EmbeddedLlama.load(

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
 
@@ -62,6 +63,7 @@ async def open_backend(
     timeout: float = 120.0,
     strict_fingerprint: bool | str = "auto",
     extra: Mapping[str, object] | None = None,
+    known: BackendInfo | None = None,
 ) -> Backend:
     """Open a server with OpenAI's interface.
 
@@ -85,6 +87,7 @@ async def open_backend(
         strict_fingerprint: Whether another ``system_fingerprint`` than at the opening ends the run; "auto":
             where it names a configuration (vLLM, llama.cpp), else people are told.
         extra: More fields of every request, such as ``reasoning_effort``.
+        known: What it was when the run began: nothing is found out again by requests that cost.
 
     Raises:
         ConfigError: An option has no such value, or a variable of the environment is not set.
@@ -104,6 +107,10 @@ async def open_backend(
         project=project,
         timeout=timeout,
     )
+    if known is not None and known.kind == "openai" and known.model == model:
+        details = {**known.details, "url": client.base_url}
+        route = Route.from_json(known.details["route"], str(model), system, dict(extra or {}))
+        return OpenAIBackend(client, route, replace(known, details=details), strict_fingerprint)
     try:
         pilot = Pilot(client, str(model))
         kinds: tuple[Api, ...] = ("completions", "chat") if api == "auto" else (cast(Api, api),)
@@ -250,6 +257,7 @@ def _info(pilot: Pilot, route: Route, context: int, noise: float) -> BackendInfo
         "url": client.base_url,
         "way": f"{route.api}, top-{route.top_k}, {route.match.value}",
         "prefill": route.prefill.name,
+        "route": route.to_json(),
         "list prompts": str(_LIST if route.lists else 1),
         "system_fingerprint": fingerprint,
         "fingerprint names": "a configuration" if stable else "a machine" if seen else "nothing",

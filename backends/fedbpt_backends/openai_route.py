@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -61,6 +62,26 @@ class Route:
     prefill: Prefill = NO_PREFILL
     system: str | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """What was found out about the server, for `from_json`; neither system message nor more fields."""
+        found = [
+            self.api,
+            self.top_k,
+            self.limit,
+            self.temperature,
+            self.lists,
+            self.blanks,
+            self.prefill.name,
+        ]
+        return json.dumps(found)
+
+    @classmethod
+    def from_json(cls, text: str, model: str, system: str | None, extra: Mapping[str, object]) -> Route:
+        """The same route again."""
+        api, top_k, limit, temperature, lists, blanks, name = json.loads(text)
+        prefill = next(way for way in (NO_PREFILL, *PREFILLS) if way.name == name)
+        return cls(api, model, top_k, limit, temperature, lists, blanks, prefill, system, extra)
 
     @property
     def path(self) -> str:

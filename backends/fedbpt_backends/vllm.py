@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from fedbpt_backends.pacing import Pacer
 from fedbpt_backends.probe import Probe, served_model
 from fedbpt_backends.tensor_file import torch_bytes
 from fedbpt_backends.vllm_process import VllmProcess
-from fedbpt_backends.ways import Choice, NamedTokens, TopK, Way, checked
+from fedbpt_backends.ways import Choice, NamedTokens, TopK, Way, checked, way_named
 
 _LIST = 128  # inputs in a request; vLLM takes 1,024, but a list fails or waits as a whole
 _DOUBTS = 2  # times that an inability is asked about again
@@ -58,6 +59,7 @@ async def open_backend(
     flags: Sequence[str] = (),
     start_timeout: float = 600.0,
     log_folder: Path | None = None,
+    known: BackendInfo | None = None,
 ) -> Backend:
     """Open vLLM.
 
@@ -76,6 +78,7 @@ async def open_backend(
         flags: More flags of vLLM, for a server that is started.
         start_timeout: Seconds that starting may take.
         log_folder: Where a server that is started writes its log; the run folder in a run.
+        known: What it was when the run began: nothing is found out again by requests that cost.
     """
     if way not in _WAYS:
         raise ConfigError(f"backend.way: expected one of {', '.join(_WAYS)}, got {way!r}")
@@ -92,7 +95,7 @@ async def open_backend(
     try:
         most = max(concurrency, 1)
         http = Http(base_url, Pacer(min(4, most), most), bearer(api_key_env, headers), timeout)
-        return await Vllm.connect(http, model, weights, way, process)
+        return await Vllm.connect(http, model, weights, way, process, known)
     except BaseException:
         if process is not None:
             await process.stop()
@@ -119,7 +122,13 @@ class Vllm:
 
     @classmethod
     async def connect(
-        cls, http: Http, model: str | None, weights: str | None, way: str, process: VllmProcess | None
+        cls,
+        http: Http,
+        model: str | None,
+        weights: str | None,
+        way: str,
+        process: VllmProcess | None,
+        known: BackendInfo | None = None,
     ) -> Vllm:
         """Find out what the server is and can do.
 
@@ -129,6 +138,10 @@ class Vllm:
         try:
             served = await served_model(http, model)
             _, version = await http.peek("GET", "/version")
+            release = str(version.get("version", "")) if isinstance(version, dict) else ""
+            if known is not None and known.kind == "vllm":
+                table = _table(weights, str(served.get("root", "")))
+                return cls._again(http, served, release, known, table, process)
             probe = Probe(http, str(served["id"]))
             if not (await probe.tokenizer()).found:
                 raise BackendError(
@@ -143,7 +156,6 @@ class Vllm:
         except BaseException:
             await http.aclose()
             raise
-        release = str(version.get("version", "")) if isinstance(version, dict) else ""
         top = probe.findings["top-k list"].value
         details = {
             "url": http.base_url, "version": release, "way": chosen.name, "top-k": top,
@@ -155,7 +167,7 @@ class Vllm:
             kind="vllm",
             model=str(served["id"]),
             fingerprint=probe.system_fingerprint or f"vllm-{release}",
-            context=int(served.get("max_model_len") or 1024) - 1,  # one token is generated
+            context=_context(served),
             max_words=chosen.words,
             details=details,
             batch=_LIST,
@@ -166,6 +178,31 @@ class Vllm:
             block=block,
         )
         self = cls(http, info, chosen, table, process)
+        self._texts = texts
+        return self
+
+    @classmethod
+    def _again(
+        cls,
+        http: Http,
+        served: Mapping[str, Any],
+        release: str,
+        known: BackendInfo,
+        table: TokenTable | None,
+        process: VllmProcess | None,
+    ) -> Vllm:
+        """As it was when the run began, but for what it says of itself; answers show their fingerprint."""
+        same = release == known.details.get("version")
+        info = replace(
+            known,
+            model=str(served["id"]),
+            context=_context(served),
+            fingerprint=known.fingerprint if same else f"vllm-{release}",
+            details={**known.details, "url": http.base_url, "version": release},
+        )
+        texts: dict[int, str] = {}
+        way = way_named(known.details["way"], int(known.details["top-k"] or 0), texts)
+        self = cls(http, info, way, table, process)
         self._texts = texts
         return self
 
@@ -298,6 +335,10 @@ async def _choose(probe: Probe, way: str) -> tuple[Way, dict[int, str]]:
                 f"backend.way: {probe.http.base_url} ignores structured_outputs: {changes.how}"
             )
     return TopK(int(top.value)), {}
+
+
+def _context(served: Mapping[str, Any]) -> int:
+    return int(served.get("max_model_len") or 1024) - 1  # one token is generated
 
 
 def by_index(choices: Any, n: int, place: str) -> list[Any]:

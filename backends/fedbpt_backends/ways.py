@@ -150,6 +150,13 @@ class Choice:
         return bounded(found, [f"token_id:{word}" for word in words])
 
 
+def way_named(name: str, k: int, texts: dict[int, str]) -> Way:
+    """The way that has this name, where lists have k entries; `texts` is for a `Choice`, which reads it."""
+    if name == NamedTokens().name:
+        return NamedTokens()
+    return Choice(texts, k) if name == Choice({}).name else TopK(k)
+
+
 def merged(top: Any) -> dict[str, float]:
     """Text and log-probability pairs as a mapping; texts that come twice are added up."""
     found: dict[str, float] = {}

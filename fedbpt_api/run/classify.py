@@ -58,7 +58,7 @@ class Classifier:
             ConfigError: The prompt cannot be used there: its model cannot tell the label words apart, or a
                 continuous prompt has no place there.
         """
-        backend = await open_backend(kind or prompt.model["kind"], log_folder=None, **options)
+        backend = await open_backend(kind or prompt.model["kind"], log_folder=None, known=None, **options)
         try:
             trie = await label_trie(backend, prompt.label_words)
             backend = trie.over(backend)

@@ -18,7 +18,7 @@ from fedbpt_api.run.events import Started
 from fedbpt_api.scoring.backend import Backend, BackendInfo, Usage
 from fedbpt_api.scoring.budget import Budget, Limits
 from fedbpt_api.scoring.encode import EncodedText, Encoder, longest
-from fedbpt_api.scoring.facts import Facts, Remembering
+from fedbpt_api.scoring.facts import Facts, Remembering, known_info
 from fedbpt_api.scoring.journal import Journal, secret_of
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.scoring.scorer import Scorer
@@ -261,7 +261,8 @@ class _Opening:
         """
         if self.keep.ended is not None:
             return Remembering(None, self.facts, name)
-        live = await open_backend(settings.kind, log_folder=self.keep.folder, **settings.options)
+        known = known_info(self.facts, name)
+        live = await open_backend(settings.kind, log_folder=self.keep.folder, known=known, **settings.options)
         self.opened.append(live)
         backend = Remembering(live, self.facts, name)
         if changes := backend.changes():

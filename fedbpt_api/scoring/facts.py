@@ -9,7 +9,7 @@ or read them. Texts of ids are prompts' and words', never a client's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -95,11 +95,11 @@ class Remembering:
 
     def __init__(self, backend: Backend | None, facts: Facts, name: str) -> None:
         self._backend, self._facts, self._name = backend, facts, name
-        known = facts.get(f"{name} info")
+        known = known_info(facts, name)
         if known is None:
-            known = asdict(self._live.info)
-            facts.put(f"{name} info", known)
-        self._info = _info(known)
+            known = self._live.info
+            facts.put(f"{name} info", asdict(known))
+        self._info = known
         self._texts: dict[str, Ids] = {}
 
     @property
@@ -181,8 +181,14 @@ class Remembering:
         return tuple((np.asarray(ids, dtype=np.uint32) ^ mask).tolist())
 
 
-def _info(known: Mapping[str, Any]) -> BackendInfo:
+def known_info(facts: Facts, name: str) -> BackendInfo | None:
+    """What a backend was when the run began; None where that is not known.
+
+    Raises:
+        RunFolderError: The facts are damaged.
+    """
+    known = facts.get(f"{name} info")
     try:
-        return BackendInfo(**{**known, "inputs": tuple(known["inputs"])})
+        return None if known is None else BackendInfo(**{**known, "inputs": tuple(known["inputs"])})
     except (TypeError, KeyError) as error:
         raise RunFolderError(f"the run's facts are damaged: {error}", "restore them from a copy") from None

@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from fedbpt_api.errors import BackendError, ConfigError
-from fedbpt_api.scoring.backend import Backend
+from fedbpt_api.scoring.backend import Backend, BackendInfo
 
 GROUP = "fedbpt_api.backends"
 
@@ -22,12 +22,16 @@ def available() -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group=GROUP)}
 
 
-async def open_backend(kind: str, *, log_folder: Path | None = None, **options: object) -> Backend:
+async def open_backend(
+    kind: str, *, log_folder: Path | None = None, known: BackendInfo | None = None, **options: object
+) -> Backend:
     """Open the backend called `kind`.
 
     Args:
         kind: Its name.
         log_folder: Where a server that it starts may write its log; only some take it.
+        known: What it was when the run began, so that it need not be paid for finding out again; only some
+            take it.
         options: The backend's own.
 
     Raises:
@@ -46,16 +50,17 @@ async def open_backend(kind: str, *, log_folder: Path | None = None, **options: 
         factory = points[kind].load()
     except (ImportError, AttributeError) as error:
         raise BackendError(f"backend {kind!r} cannot be loaded: {error}", "install its extra") from error
-    known = inspect.signature(factory).parameters
-    if log_folder is not None and "log_folder" in known:
-        options = {"log_folder": log_folder} | options
-    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+    taken = inspect.signature(factory).parameters
+    for name, value in (("log_folder", log_folder), ("known", known)):
+        if value is not None and name in taken:
+            options = {name: value} | options
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values()):
         problems = []
-        for key in sorted(set(options) - set(known)):
-            near = difflib.get_close_matches(key, known, 1)
+        for key in sorted(set(options) - set(taken)):
+            near = difflib.get_close_matches(key, taken, 1)
             problems.append(
                 f"backend.{key}: backend {kind!r} has no such option"
-                + (f", did you mean {near[0]!r}?" if near else f" (it has: {', '.join(known)})")
+                + (f", did you mean {near[0]!r}?" if near else f" (it has: {', '.join(taken)})")
             )
         if problems:
             raise ConfigError(problems, "correct the [backend] table")

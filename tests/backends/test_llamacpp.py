@@ -40,7 +40,9 @@ TEXTS = make_examples(8, seed=5)
 
 
 async def open_llama(**options: object) -> Backend:
-    return await open_backend("llamacpp", log_folder=None, **({"threads": 1, "context": 256} | options))
+    return await open_backend(
+        "llamacpp", log_folder=None, known=None, **({"threads": 1, "context": 256} | options)
+    )
 
 
 @pytest.fixture(scope="module")
