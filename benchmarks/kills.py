@@ -7,10 +7,11 @@
 
 `stub`: ``fedbpt tune`` in a process of its own against a server that answers at once, killed with SIGKILL
 when the server has a certain request in its hands, or inside the writing of a journal, with a part of the
-record on disk. `llamacpp`: against a real llama.cpp server, after a random time. `restarts`: the server is
-killed instead, and started again. `disk`: on a small disk (a tmpfs, which needs root) that is full at a random
-moment. After each the run goes on with ``fedbpt resume`` until it is killed again, or done; then prompt and
-rounds are compared with those of an undisturbed run, and the server's count of answered requests with its.
+record on disk. `llamacpp`: against a real llama.cpp server, after a random time. `restarts`: that server
+is killed instead, and started again. `disk`: the disk (a tmpfs, which needs root) is full at a random
+moment. After each the run goes on with ``fedbpt resume`` until it is struck again, or done; then prompt,
+rounds and result are compared with those of an undisturbed run, and the server's count of answered
+pairs (prompt, text) with its count for that.
 """
 
 from __future__ import annotations
@@ -18,21 +19,30 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
+import signal
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import httpx
 import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import llama_server
 from backends.fake_vllm import FakeVllm, Fault
 from toy import make_task
 from toy_runs import without_times, write_config
 
 app = typer.Typer(add_completion=False)
+SHORT = {"budget.scored": 2500, "search.rounds": 3}
 COMPARED = ("rounds.jsonl", "prompts.jsonl", "prompt.json", "result.json")
 LIMIT = 8  # requests that a client has under way at most (backend.concurrency)
 CHILD = """
@@ -58,11 +68,11 @@ class Found:
     """What the kills came to.
 
     Attributes:
-        kills: How many there were, and of them inside the writing of a journal.
-        runs: Runs that came to their end, each the same as the undisturbed one.
-        paid: Requests answered for these runs beyond an undisturbed run's.
-        under_way: Requests that the server had in its hands, or had just answered, at the kills.
-        most: The most of them at one kill.
+        kills: How often something was killed, or full.
+        inside: Kills inside the writing of a journal.
+        runs: Runs that came to their end.
+        paid: Pairs answered for these runs beyond undisturbed ones'.
+        under_way: The most that may have been lost: pairs under way at the kills.
         problems: What was not as it should be.
     """
 
@@ -75,11 +85,9 @@ class Found:
 
     def report(self) -> None:
         """Print it, and end with exit code 1 where anything was wrong."""
+        print(f"{self.kills} strikes ({self.inside} inside a journal's write), {self.runs} runs to the end")
         print(
-            f"{self.kills} kills ({self.inside} inside the writing of a journal), {self.runs} runs to the end"
-        )
-        print(
-            f"requests answered beyond undisturbed runs': {self.paid}; under way at the kills: {self.under_way}"
+            f"requests answered beyond undisturbed runs: {self.paid}; under way when struck: {self.under_way}"
         )
         for problem in self.problems:
             print("wrong:", problem)
@@ -88,15 +96,88 @@ class Found:
         print("prompts, rounds and results: the same each time")
 
 
-class Counting(FakeVllm):
-    """Counts what it has answered, and calls when a certain completions request arrives."""
+@dataclass(frozen=True)
+class Strike:
+    """One attempt on a run's life.
 
-    answered = 0
-    at = 0
+    Attributes:
+        environment: For the child.
+        wait: Strikes while the child runs; its exit code.
+        lost: Pairs that may be under way then.
+        inside: Whether it is inside the writing of a journal.
+        expected: Exit codes of a child that was struck.
+    """
+
+    environment: Mapping[str, str]
+    wait: Callable[[asyncio.subprocess.Process], Awaitable[int]]
+    lost: int
+    inside: bool = False
+    expected: frozenset[int] = frozenset({-signal.SIGKILL})
+
+
+async def campaign(
+    kills: int,
+    folder: Path,
+    changes: Mapping[str, object],
+    answered: Callable[[], Awaitable[int]],
+    strike: Callable[[int, float], Strike],
+) -> Found:
+    """Runs struck again and again until there were enough strikes.
+
+    Args:
+        kills: Strikes in all.
+        folder: Where runs are kept.
+        changes: Settings beside the toy task's.
+        answered: The server's own count of answered pairs.
+        strike: From the pairs and the seconds that an undisturbed run takes.
+    """
+    found = Found()
+    config = write_config(folder, make_task(), changes)
+    whole, began, before = folder / "whole", time.monotonic(), await answered()
+    _judge(*await _communicate(await _child({}, "tune", config, "--run-dir", whole)), frozenset({0}), found)
+    seconds, pairs = time.monotonic() - began, await answered() - before
+    while found.kills < kills and not found.problems:
+        run, before, lost = folder / f"run{found.runs}", await answered(), 0
+        command: tuple[object, ...] = ("tune", config, "--run-dir", run)
+        while True:
+            blow = strike(pairs, seconds)
+            child = await _child(blow.environment, *command)
+            code = await blow.wait(child)
+            errors = (await child.communicate())[1].decode()
+            _judge(code, errors, blow.expected | {0}, found)
+            if code not in blow.expected or found.problems:
+                break
+            found.kills += 1
+            found.inside += blow.inside
+            lost += blow.lost
+            if any(run.glob("scores-*.journal")):
+                command = ("resume", run)
+        more = await answered() - before - pairs
+        found.runs += 1
+        found.paid += more
+        found.under_way += lost
+        if not 0 <= more <= lost:
+            found.problems.append(
+                f"{more} pairs more than undisturbed, {lost} at most were under way when struck"
+            )
+        if not found.problems:
+            found.problems += _differences(whole, run)
+        print(f"  {found.kills} strikes, {found.runs} runs", flush=True)
+    return found
+
+
+# Who is struck ----------------------------------------------------------------------------------
+
+
+class Counting(FakeVllm):
+    """Counts the pairs it has answered, and tells when a certain completions request arrives.
+
+    Pairs, and not requests: which of them go together as one list depends on who asks at the same time.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.reached = asyncio.Event()
+        self.answered, self.largest, self.at, self.reached = 0, 0, 0, asyncio.Event()
         self.script = self._script
 
     def _script(self, number: int, repeat: int) -> Fault:
@@ -104,105 +185,216 @@ class Counting(FakeVllm):
             self.reached.set()
         return ""
 
-    async def _answer(self, writer: asyncio.StreamWriter, path: str, body: object, fault: Fault) -> None:
+    async def _answer(self, writer: asyncio.StreamWriter, path: str, body: Any, fault: Fault) -> None:
         await super()._answer(writer, path, body, fault)
-        self.answered += path == "/v1/completions"
-
-
-@app.command()
-def stub(
-    kills: Annotated[int, typer.Option(help="Kills in all; a third of them inside a write.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
-) -> None:
-    """SIGKILL against a server that answers at once."""
-    asyncio.run(kill_on_stub(kills, seed)).report()
+        if path == "/v1/completions":
+            pairs = len(await self._ids(body["prompt"]))
+            self.answered, self.largest = self.answered + pairs, max(self.largest, pairs)
 
 
 async def kill_on_stub(kills: int, seed: int) -> Found:
-    """As the command says."""
-    draw, found, server = random.Random(seed), Found(), Counting()
+    """SIGKILL against a server that answers at once."""
+    draw, server = random.Random(seed), Counting()
+
+    def strike(pairs: int, seconds: float) -> Strike:
+        inside, lists = draw.random() < 0.35, pairs // 12  # about: a call brings a client's texts
+        server.reached.clear()
+        if inside:
+            server.at = 0
+            moment = {"DIE_AT": str(draw.randint(4, lists)), "DIE_SHARE": str(draw.randint(0, 99))}
+            return Strike(moment, lambda child: child.wait(), LIMIT * server.largest, inside=True)
+        server.at = server.completions + draw.randint(1, lists)
+
+        async def wait(child: asyncio.subprocess.Process) -> int:
+            ending, moment = asyncio.create_task(child.wait()), asyncio.create_task(server.reached.wait())
+            await asyncio.wait({ending, moment}, return_when=asyncio.FIRST_COMPLETED)
+            moment.cancel()
+            return await _kill(child)
+
+        return Strike({}, wait, LIMIT * server.largest)
+
+    async def answered() -> int:
+        return server.answered
+
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
         async with server.serve() as url:
-            changes = {"backend.kind": "vllm", "backend.base_url": url, "budget.scored": 2500}
-            config = write_config(folder, make_task(), {**changes, "search.rounds": 3})
-            whole = folder / "whole"
-            await _ended(await _child("tune", config, "--run-dir", whole), found)
-            requests = server.answered
-            while found.kills < kills and not found.problems:
-                run = folder / f"run{found.runs}"
-                server.answered = 0
-                command: tuple[object, ...] = ("tune", config, "--run-dir", run)
-                under_way = 0
-                while True:
-                    before = server.answered
-                    inside = draw.random() < 0.35
-                    left = max(requests - before, 2)
-                    server.at = 0 if inside else server.completions + draw.randint(1, left + 2)
-                    server.reached.clear()
-                    dying = {"DIE_AT": str(draw.randint(4, left + 4)), "DIE_SHARE": str(draw.randint(0, 99))}
-                    child = await _child(*command, more=dying if inside else {})
-                    killed = await _killed(child, server.reached)
-                    if not killed:
-                        await _ended(child, found)
-                        break
-                    found.kills += 1
-                    found.inside += inside
-                    under_way += LIMIT
-                    if any(run.glob("scores-*.journal")):
-                        command = ("resume", run)
-                found.runs += 1
-                found.under_way += under_way
-                found.paid += server.answered - requests
-                if server.answered - requests > under_way:
-                    found.problems.append(
-                        f"{server.answered} requests, {requests} undisturbed, {under_way} under way"
-                    )
-                found.problems += _differences(whole, run)
-                if found.runs % 10 == 0:
-                    print(f"  {found.kills} kills, {found.runs} runs", flush=True)
-    return found
+            changes = {"backend.kind": "vllm", "backend.base_url": url, **SHORT}
+            return await campaign(kills, Path(place), changes, answered, strike)
 
 
-async def _child(*words: object, more: dict[str, str] | None = None) -> asyncio.subprocess.Process:
+async def kill_on_llama(kills: int, seed: int) -> Found:
+    """SIGKILL against a real llama.cpp server, at a random time."""
+    draw = random.Random(seed)
+
+    def strike(pairs: int, seconds: float) -> Strike:
+        return Strike({}, lambda child: _kill_after(child, draw.uniform(0.5, seconds)), 1)
+
+    with tempfile.TemporaryDirectory() as place, llama_server.serve(metrics=True) as url:
+        return await campaign(kills, Path(place), _llama(url), lambda: _predicted(url), strike)
+
+
+async def kill_the_server(kills: int, seed: int) -> Found:
+    """The llama.cpp server is killed and started again; the run gets over it, or ends and goes on."""
+    draw, port = random.Random(seed), llama_server.free_port()
+    url, total = f"http://127.0.0.1:{port}", 0
+
+    with tempfile.TemporaryDirectory() as place:
+        server = llama_server.start(metrics=True, port=port)
+        llama_server.address(server)
+
+        async def answered() -> int:
+            return total + await _predicted(url)
+
+        async def wait(child: asyncio.subprocess.Process) -> int:
+            nonlocal server, total
+            try:
+                return await asyncio.wait_for(child.wait(), draw.uniform(0.5, 6))
+            except TimeoutError:
+                total += await _predicted(url)
+                server.kill()
+                server.communicate()
+                if draw.random() < 0.5:
+                    await child.wait()  # it gives up, or was done
+                server = llama_server.start(metrics=True, port=port)
+                llama_server.address(server)
+                return await child.wait()
+
+        try:
+            strike = Strike({}, wait, 2, expected=frozenset({1}))
+            return await campaign(kills, Path(place), _llama(url), answered, lambda pairs, seconds: strike)
+        finally:
+            server.kill()
+            server.communicate()
+
+
+async def fill_the_disk(kills: int, seed: int) -> Found:
+    """A tmpfs that is full after some more kilobytes."""
+    draw, server = random.Random(seed), Counting()
+
+    async def answered() -> int:
+        return server.answered
+
+    async with _disk() as place:
+
+        def strike(pairs: int, seconds: float) -> Strike:
+            room = _used(place) + draw.randint(0, 6_000_000)
+            subprocess.run(["mount", "-o", f"remount,size={room}", place], check=True)
+            return Strike({}, lambda child: child.wait(), 0, expected=frozenset({1}))
+
+        async with server.serve() as url:
+            changes = {"backend.kind": "vllm", "backend.base_url": url, **SHORT}
+            return await campaign(kills, place, changes, answered, strike)
+
+
+@asynccontextmanager
+async def _disk() -> AsyncIterator[Path]:
+    with tempfile.TemporaryDirectory() as place:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", place], check=True)
+        try:
+            yield Path(place)
+        finally:
+            subprocess.run(["umount", "-l", place], check=True)
+
+
+def _used(place: Path) -> int:
+    disk = os.statvfs(place)
+    return (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+
+
+def _llama(url: str) -> dict[str, object]:
+    """Scores that do not depend on what was asked before."""
+    backend = {"backend.kind": "llamacpp", "backend.base_url": url, "backend.exact": True}
+    return {**backend, "budget.scored": 400, "search.rounds": 2, "search.form": "words"}
+
+
+async def _predicted(url: str) -> int:
+    """Tokens that a llama.cpp server has generated: one a request."""
+    async with httpx.AsyncClient() as client:
+        text = (await client.get(f"{url}/metrics")).text
+    found = re.search(r"^llamacpp:tokens_predicted_total (\S+)", text, re.M)
+    assert found is not None, text
+    return int(float(found[1]))
+
+
+# Children ---------------------------------------------------------------------------------------
+
+
+async def _child(environment: Mapping[str, str], *words: object) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable, "-c", CHILD, *map(str, words),
-        env=os.environ | (more or {}), stdin=asyncio.subprocess.DEVNULL,
+        env=os.environ | dict(environment), stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
 
 
-async def _killed(child: asyncio.subprocess.Process, reached: asyncio.Event) -> bool:
-    """Kill a child when the moment comes; whether it died of SIGKILL, its own or ours."""
-    ending, moment = asyncio.create_task(child.wait()), asyncio.create_task(reached.wait())
-    await asyncio.wait({ending, moment}, return_when=asyncio.FIRST_COMPLETED)
-    if not ending.done():
+async def _communicate(child: asyncio.subprocess.Process) -> tuple[int, str]:
+    errors = (await child.communicate())[1]
+    return await child.wait(), errors.decode()
+
+
+async def _kill(child: asyncio.subprocess.Process) -> int:
+    if child.returncode is None:
         child.kill()
-    moment.cancel()
-    return await ending == -9
+    return await child.wait()
 
 
-async def _ended(child: asyncio.subprocess.Process, found: Found) -> None:
-    _, errors = await child.communicate()
-    if child.returncode:
-        found.problems.append(f"exit code {child.returncode}: {errors.decode()[-500:]}")
+async def _kill_after(child: asyncio.subprocess.Process, seconds: float) -> int:
+    try:
+        return await asyncio.wait_for(child.wait(), seconds)
+    except TimeoutError:
+        return await _kill(child)
+
+
+def _judge(code: int, errors: str, expected: frozenset[int], found: Found) -> None:
+    if code not in expected or "Traceback" in errors:
+        found.problems.append(f"exit code {code}: {errors[-1500:]}")
 
 
 def _differences(whole: Path, run: Path) -> list[str]:
     return [
         f"{run.name}/{name} is not the undisturbed run's"
         for name in COMPARED
-        if _same(without_times(whole / name), whole) != _same(without_times(run / name), run)
+        if _same(without_times(whole / name)) != _same(without_times(run / name))
     ]
 
 
-def _same(content: object, folder: Path) -> object:
-    """A file's content without the run's own name and what was sent again."""
+def _same(content: object) -> object:
+    """A file's content without the run's own name, and how the answers were put into requests."""
     if isinstance(content, dict) and "spent" in content:
-        spent = {c: {k: v for k, v in counts.items() if k not in ("requests", "duplicates", "cached_tokens")}
-                 for c, counts in content["spent"].items()}  # fmt: skip
+        spent = {
+            client: {key: n for key, n in counts.items() if key not in ("requests", "cached_tokens")}
+            for client, counts in content["spent"].items()
+        }
         return {**content, "spent": spent, "folder": ""}
     return content
+
+
+Kills = Annotated[int, typer.Option(help="How many strikes in all.")]
+Seed = Annotated[int, typer.Option(help="Of the moments.")]
+
+
+@app.command()
+def stub(kills: Kills = 200, seed: Seed = 0) -> None:
+    """SIGKILL the run, against a server that answers at once; a third of the times inside a write."""
+    asyncio.run(kill_on_stub(kills, seed)).report()
+
+
+@app.command()
+def llamacpp(kills: Kills = 20, seed: Seed = 0) -> None:
+    """SIGKILL the run, against a real llama.cpp server."""
+    asyncio.run(kill_on_llama(kills, seed)).report()
+
+
+@app.command()
+def restarts(kills: Kills = 10, seed: Seed = 0) -> None:
+    """SIGKILL the llama.cpp server."""
+    asyncio.run(kill_the_server(kills, seed)).report()
+
+
+@app.command()
+def disk(kills: Kills = 10, seed: Seed = 0) -> None:
+    """Let the disk be full."""
+    asyncio.run(fill_the_disk(kills, seed)).report()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from fedbpt_api.aggregate import Update
-from fedbpt_api.errors import BackendError
+from fedbpt_api.errors import BackendError, QuotaError
 from fedbpt_api.federation.messages import Broadcast
 from fedbpt_api.prompts.codebook import distinct_share
 from fedbpt_api.prompts.space import AnyPrompt, Ids, PromptSpace
@@ -183,6 +183,8 @@ class Client:
                 line = await self._write_one(job, judge)
                 if len(line.ids) >= SHORTEST:
                     lines.append(line)
+        except QuotaError:
+            raise
         except (BudgetSpent, BackendError):
             pass
         return tuple(lines)

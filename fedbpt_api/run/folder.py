@@ -14,7 +14,9 @@ when the run goes on.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -37,7 +39,9 @@ class RunFolder:
     def __init__(self, path: Path, lock: FileLock) -> None:
         self.path = path
         self._lock = lock
-        self._rounds = (path / "rounds.jsonl").open("wb")  # made anew: they follow from the journals
+        self._rounds = (path / "rounds.jsonl").open(
+            "wb", buffering=0
+        )  # made anew: they follow from the journals
         (path / "prompts.jsonl").unlink(missing_ok=True)
         self._versions: dict[str, str] = {}
 
@@ -49,8 +53,13 @@ class RunFolder:
             RunFolderError: There is a run already, or the folder cannot be written.
         """
         self = cls._locked(path, new=True)
-        write_json(path / "settings.json", settings.model_dump(mode="json"))
-        write_json(path / "inputs.json", inputs.to_dict())
+        try:
+            with _writing(path):
+                write_json(path / "inputs.json", inputs.to_dict())
+                write_json(path / "settings.json", settings.model_dump(mode="json"))
+        except BaseException:
+            self.close()
+            raise
         return self
 
     @classmethod
@@ -93,13 +102,14 @@ class RunFolder:
     def write_versions(self, versions: dict[str, str]) -> None:
         """What takes part, known once the model is open."""
         self._versions = versions
-        write_json(self.path / "versions.json", versions)
+        with _writing(self.path):
+            write_json(self.path / "versions.json", versions)
 
     def append_round(self, record: RoundRecord) -> None:
         """Add a round, on disk when this returns."""
-        self._rounds.write(orjson.dumps(record.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
-        self._rounds.flush()
-        os.fsync(self._rounds.fileno())
+        with _writing(self.path):
+            self._rounds.write(orjson.dumps(record.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
+            os.fsync(self._rounds.fileno())
 
     def append_prompt(self, event: Assessed) -> None:
         """Add a prompt that was assessed on all clients."""
@@ -111,16 +121,16 @@ class RunFolder:
             "dev_accuracy": event.dev_accuracy,
             "loss": event.loss,
         }
-        with (self.path / "prompts.jsonl").open("ab") as file:
+        with _writing(self.path), (self.path / "prompts.jsonl").open("ab", buffering=0) as file:
             file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
     def write_prompt(self, prompt: TunedPrompt) -> None:
         """The best prompt so far; replaces the one before."""
-        prompt.save(self.path / "prompt.json")
+        with _writing(self.path):
+            prompt.save(self.path / "prompt.json")
 
     def write_result(self, result: RunResult, prompt: TunedPrompt, settings: Settings) -> None:
         """The result and its report."""
-        write_json(self.path / "result.json", result.to_dict())
         shown = ReportInput(
             model=f"{prompt.model['name']} ({prompt.model['kind']})",
             template=prompt.template.source,
@@ -129,11 +139,25 @@ class RunFolder:
             settings=settings.model_dump(mode="json"),
             versions=self._versions,
         )
-        write_report(result, shown, self.path / "report.html")
+        with _writing(self.path):
+            write_report(result, shown, self.path / "report.html")
+            write_json(self.path / "result.json", result.to_dict())  # last: it says that the run is finished
 
     def close(self) -> None:
         self._rounds.close()
         self._lock.release()
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What is written follows from the journals, so that a full disk costs nothing but time."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} cannot be written: {error.strerror}",
+            "make room, then go on with `fedbpt resume`; what was paid for is kept",
+        ) from error
 
 
 def is_finished(folder: Path) -> bool:

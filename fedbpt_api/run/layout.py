@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedbpt_api.errors import FedbptError
+from fedbpt_api.errors import FedbptError, QuotaError, RunFolderError
 from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.runtime import ask_all
 from fedbpt_api.run.config import Settings
@@ -57,6 +57,8 @@ async def settle_layout(parties: Parties, settings: Settings) -> Layout | None:
         start = await parties.backend.tokenize(behind.prompts[0])
         moved = [client.moved() for client in parties.clients]
         after = await _loss(parties, moved, start)
+    except (QuotaError, RunFolderError):
+        raise
     except (BudgetSpent, FedbptError) as error:
         return Layout(first, f"prompt first: the trial of both ended early ({error})")
     losses = f"held-out loss {after:.3f} with the example first, {ahead:.3f} with the prompt first"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedbpt_api.errors import FedbptError
+from fedbpt_api.errors import FedbptError, QuotaError, RunFolderError
 from fedbpt_api.prompts.space import AnyPrompt
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.result import TestReport
@@ -39,6 +39,9 @@ async def final_test(
 
     The cost is counted apart from the search's, in `parties.tests`. A client that fails, or takes more
     than `timeout` seconds for a prompt, is left out and named in `parties.warnings`; None if all are.
+
+    Raises:
+        QuotaError, RunFolderError: No more can be paid for, or kept on disk.
     """
     labels = list(task.label_words.labels)
     prompts = list(dict.fromkeys(c.prompt for c in contestants))
@@ -60,6 +63,8 @@ async def final_test(
                     rows[prompt] = await scorer.scores(prompt, encoded.texts)
                 done += len(encoded)
                 progress(done, total)
+        except (QuotaError, RunFolderError):
+            raise  # the run ends, and can go on
         except (FedbptError, TimeoutError) as error:
             parties.warnings.append(f"{client.name} is missing from the test: {error or 'no answer in time'}")
             continue
