@@ -12,10 +12,8 @@ depends on its question alone.
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -24,8 +22,6 @@ import typer
 from fedbpt_api.scoring.backend import Backend, Floats, Prompt
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.scoring.registry import open_backend
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 from throughput import TEMPLATE, WORDS, texts
 
 PROMPTS = ("", "Decide whether the mood of the following review is good or bad.\n", "Read this:\n")
@@ -66,9 +62,8 @@ async def _main(kind: str, options: dict[str, object], n: int) -> None:
     began = time.perf_counter()
     first = await answers(backend, prompts, words, backend.info.batch)
     usual = time.perf_counter() - began
-    print(
-        f"{backend.info.model}, {backend.info.details.get('way')}: {len(prompts)} inputs, first pass {usual:.1f} s"
-    )
+    way = backend.info.details.get("way")
+    print(f"{backend.info.model}, {way}: {len(prompts)} inputs, first pass {usual:.1f} s")
     for name, asked, size in (
         ("again, warm", prompts, backend.info.batch),
         ("alone", prompts, 1),

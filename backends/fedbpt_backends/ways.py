@@ -173,7 +173,7 @@ def bounded(found: Mapping[str, float], keys: Sequence[str]) -> Reading:
     if not found:
         raise BackendError("the server sent an empty list of log-probabilities", "run fedbpt probe on it")
     rest = 1.0 - sum(math.exp(min(value, 0.0)) for value in found.values())
-    bound = min(min(found.values()), math.log(max(rest, _REST)))
+    bound = min(min(found.values()), math.log(max(rest, 0.0) + _REST))
     exact = [key in found for key in keys]
     return Reading([found.get(key, bound) for key in keys], exact)
 

@@ -119,8 +119,11 @@ def read_settings(folder: Path) -> Settings:
         RunFolderError: There is no such run, or the file is damaged.
     """
     path = folder / "settings.json"
+    values = read_json(path, _LIMIT)
+    if not isinstance(values, dict):
+        raise RunFolderError(f"{path} holds no settings", "restore it from a copy")
     try:
-        return build_settings(read_json(path, _LIMIT), base=folder, source=str(path), files=False)
+        return build_settings(values, base=folder, source=str(path), files=False)
     except ConfigError as error:
         raise RunFolderError(f"{path} is damaged: {error.problems[0]}", "restore it from a copy") from None
 

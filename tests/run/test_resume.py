@@ -98,6 +98,29 @@ def test_a_run_that_dies_anywhere_ends_as_if_it_had_not(
     asyncio.run(work())
 
 
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    turns=st.lists(st.integers(0, 7), max_size=60),
+    limit=st.sampled_from(["scored 900", "scored 1211", "scored 1500", "scored 1777", "tokens 40000"]),
+)
+def test_any_interleaving_of_clients_gives_the_same_run(toys: Toys, turns: list[int], limit: str) -> None:
+    """However long each request takes, and where the budget ends in the middle of a round too."""
+
+    async def work() -> None:
+        what, _, most = limit.partition(" ")
+        changes = {"search.rounds": 9, "budget.scored": 10**6} | {f"budget.{what}": int(most)}
+        toys.opened["toy"] = ToyBackend()
+        plain = await run_toy(TASK, changes)
+        toys.opened["toy"] = ToyBackend(turns=turns)
+        slow = await run_toy(TASK, changes)
+        assert numbers(slow) == numbers(plain)
+        assert slow.prompt == plain.prompt and slow.test == plain.test
+        for client, counts in slow.spent.items():  # what was in the cache is the server's own affair
+            assert counts | {"cached_tokens": plain.spent[client]["cached_tokens"]} == plain.spent[client]
+
+    asyncio.run(work())
+
+
 async def cut_off(toys: Toys, folder: Path, left: int, changes: dict[str, object] = CHANGES) -> Dying:
     """A run whose process dies after so many requests."""
     toy = Dying()
