@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from fedbpt_api import __version__
+from fedbpt_api.cli import cache
 from fedbpt_api.cli.export import export
 from fedbpt_api.cli.probe import probe
 from fedbpt_api.cli.progress import Progress
@@ -45,6 +46,12 @@ app = typer.Typer(
 )
 models_app = typer.Typer(no_args_is_help=True, help="The model files of the embedded backend.")
 app.add_typer(models_app, name="models")
+cache_app = typer.Typer(
+    no_args_is_help=True,
+    help="The shared store: answers that runs with cache.scores = true have paid for, for later ones. Off "
+    "unless asked for.",
+)
+app.add_typer(cache_app, name="cache")
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -231,6 +238,9 @@ def init(
 
 app.command()(_exits(probe))
 app.command()(_exits(export))
+cache_app.command("list")(_exits(cache.list_))
+for _command in (cache.size, cache.prune, cache.off, cache.on):
+    cache_app.command()(_exits(_command))
 
 
 @models_app.command("install")

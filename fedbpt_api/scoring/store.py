@@ -87,6 +87,7 @@ class Store:
         self._reading = connect(place, 1.0)
         self._writing = connect(place, _WAIT)
         self._thread = ThreadPoolExecutor(1, "answers-store")
+        self._servers: dict[int, tuple[bytes, str]] = {}
         self._failed = False
         self._spoilt = 0
 
@@ -112,6 +113,7 @@ class Store:
             number = self._thread.submit(self._number, identity, about).result()
         except sqlite3.Error as error:
             raise explained(error, self.place) from error
+        self._servers[number] = identity, about
         return Shelf(self, number, self._salt + identity, scope)
 
     def read(self, server: int, keys: Sequence[bytes]) -> dict[bytes, bytes]:
@@ -175,6 +177,11 @@ class Store:
         self._writing.execute("BEGIN IMMEDIATE")
         try:
             self._writing.executemany(statement, rows)
+            for number, (identity, about) in self._servers.items():  # they may have been pruned meanwhile
+                self._writing.execute(
+                    "INSERT OR IGNORE INTO servers (number, identity, about, used) VALUES (?, ?, ?, ?)",
+                    (number, identity, about, time.time()),
+                )
             self._writing.execute("COMMIT")
         finally:
             if self._writing.in_transaction:

@@ -27,7 +27,8 @@ _PATIENCE = 5.0  # seconds that another process may hold the file
 _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE servers (
-    number INTEGER PRIMARY KEY, identity BLOB NOT NULL UNIQUE, about TEXT NOT NULL, used REAL NOT NULL
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    identity BLOB NOT NULL UNIQUE, about TEXT NOT NULL, used REAL NOT NULL
 );
 CREATE TABLE answers (
     server INTEGER NOT NULL, key BLOB NOT NULL, written REAL NOT NULL, value BLOB NOT NULL,
@@ -38,6 +39,10 @@ CREATE TABLE answers (
 
 class StoreError(FedbptError):
     """The shared store cannot be used. A run goes on without it."""
+
+
+class ForeignStore(StoreError):
+    """What lies in the store's place is of another program or a later version; it is left alone."""
 
 
 def folder() -> Path:
@@ -124,6 +129,28 @@ def connect(place: Path, patience: float = _PATIENCE) -> sqlite3.Connection:
     return connection
 
 
+def check_kind(connection: sqlite3.Connection, place: Path) -> bool:
+    """Whether there is a store yet, in a file that may be empty.
+
+    Raises:
+        StoreError: It is something else, or of a later version.
+        sqlite3.Error: It cannot be read.
+    """
+    kind, version, tables = (
+        connection.execute(query).fetchone()[0]
+        for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
+    )
+    if not tables and not kind:
+        return False
+    if kind != _KIND:
+        raise ForeignStore(
+            f"{place / FILE} is no store of answers", "move it away, or set FEDBPT_CACHE to another folder"
+        )
+    if version > VERSION:
+        raise ForeignStore(f"{place / FILE} is of version {version}", "use a newer fedbpt_api")
+    return True
+
+
 def explained(error: sqlite3.Error, place: Path) -> StoreError:
     """What SQLite says, with what to do about it."""
     advice = "`fedbpt cache prune --all` makes a new one; what runs have paid for is in their folders"
@@ -168,27 +195,12 @@ def _settle(connection: sqlite3.Connection, place: Path, salt: bytes) -> None:
         connection.execute("PRAGMA journal_mode = WAL")  # it stays so: readers do not wait for writers
     connection.execute("BEGIN IMMEDIATE")
     try:
-        kind, version, tables = (
-            connection.execute(query).fetchone()[0]
-            for query in (
-                "PRAGMA application_id",
-                "PRAGMA user_version",
-                "SELECT count(*) FROM sqlite_master",
-            )
-        )
-        if not tables and not kind:
+        if not check_kind(connection, place):
             for statement in _TABLES.split(";")[:-1]:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {_KIND}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
             connection.execute("INSERT INTO meta VALUES ('check', ?)", (check,))
-        elif kind != _KIND:
-            raise StoreError(
-                f"{place / FILE} is no store of answers",
-                "move it away, or set FEDBPT_CACHE to another folder",
-            )
-        elif version > VERSION:
-            raise StoreError(f"{place / FILE} is of version {version}", "use a newer fedbpt_api")
         elif connection.execute("SELECT value FROM meta WHERE name = 'check'").fetchone() != (check,):
             raise StoreError(
                 f"{place / FILE} was made with another salt than {place / SALT}",
