@@ -4,7 +4,7 @@ A run that uses it looks for an answer in its own memory, in its journal, here, 
 What the server says is written here after it is in the journal, by a thread of its own; what is found here
 goes into the journal too, at no cost, so that a run can be resumed and replayed without the store.
 
-**Keys.** 16 bytes: a keyed hash of everything that an answer depends on (`Server`, the question with its
+**Keys.** A keyed hash of everything that an answer depends on (`Server`, the question with its
 words in their order, the exact token ids of the whole input, a continuous prompt by its digest), and of
 which part of the data the text is. Answers depend on no part, so the part is there for trust alone: a score
 of a training text never answers for a development or test text, be they the same. It costs nothing within a
@@ -42,7 +42,8 @@ from fedbpt_api.scoring.known import Question, Rows
 from fedbpt_api.scoring.store_file import StoreError, connect, explained, make
 
 SAMPLING: Final = "none: the first token's log-probabilities at temperature 1, nothing cut off"
-_KEY = 16  # bytes
+_PLACE = 6  # bytes of a key that are the same for the texts of a prompt: they lie side by side in the file
+_KEY = 16  # bytes of a key that tell an answer from every other
 _CHECK = 8  # bytes
 _AT_ONCE = 500  # keys in one query
 _WAIT = 30.0  # seconds that the writing thread waits for other processes
@@ -217,17 +218,17 @@ class Shelf:
 
         Args:
             question: What is asked.
-            prompt: The whole input.
+            prompt: The whole input. Where its shared beginning ends counts too: it only costs an answer that
+                another cut of the same tokens would have found.
             part: Which part of the data its text is of; empty for none.
         """
         scope = self._scope if question[0] == "top" else b""
         head = orjson.dumps([question, part, scope.hex(), prompt.at if prompt.soft is not None else -1])
-        digest = hashlib.blake2b(digest_size=_KEY, key=self._secret, person=b"answer")
-        digest.update(struct.pack("<I", len(head)) + head)
-        if prompt.soft is not None:
-            digest.update(prompt.soft.digest)
-        digest.update(array("q", prompt.ids).tobytes())
-        return digest.digest()
+        head = struct.pack("<I", len(head)) + head + (prompt.soft.digest if prompt.soft is not None else b"")
+        ids = array("q", prompt.ids).tobytes()
+        place = hashlib.blake2b(head + ids[: 8 * prompt.shared], digest_size=_PLACE, key=self._secret)
+        whole = hashlib.blake2b(head + ids, digest_size=_KEY, key=self._secret, person=b"answer")
+        return place.digest() + whole.digest()
 
     def find(self, keys: Sequence[bytes]) -> list[Answer | None]:
         """For each key its answer, or None where there is none that can be trusted."""

@@ -57,7 +57,8 @@ def held(place: Path) -> list[Held]:
     with _open(place) as connection:
         found = connection.execute(
             "SELECT number, about, count(key), ifnull(sum(length(key) + length(value)), 0), max(written), "
-            "used FROM servers LEFT JOIN answers ON server = number GROUP BY number ORDER BY used DESC, number"
+            "used FROM servers LEFT JOIN answers ON server = number GROUP BY number "
+            "ORDER BY used DESC, number"
         ).fetchall()
     return [Held(number, dict(orjson.loads(about)), *rest) for number, about, *rest in found]
 
