@@ -13,7 +13,6 @@ import difflib
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -24,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
-import platformdirs
 
+from fedbpt_api.cache_folder import cache_folder
 from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_backends.requantise import requantise
 
@@ -81,12 +80,6 @@ class ModelFile:
     path: Path
     size: int
     origin: str
-
-
-def cache_folder() -> Path:
-    """Where model files are kept: ``FEDBPT_CACHE``, else the platform's cache folder for this user."""
-    chosen = os.environ.get("FEDBPT_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("fedbpt-api", False))
 
 
 def installed() -> list[ModelFile]:

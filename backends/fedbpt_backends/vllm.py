@@ -158,7 +158,8 @@ class Vllm:
             raise
         top = probe.findings["top-k list"].value
         details = {
-            "url": http.base_url, "version": release, "way": chosen.name, "top-k": top,
+            "url": http.base_url if process is None else "started for the run",  # with a port of its own
+            "version": release, "way": chosen.name, "top-k": top,
             "system_fingerprint": probe.system_fingerprint, "noise": f"{noise:.2g}",
             "cache block": str(block),
             "requests of the probe": str(probe.requests),

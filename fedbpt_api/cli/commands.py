@@ -13,6 +13,7 @@ import orjson
 import typer
 
 from fedbpt_api import __version__
+from fedbpt_api.cli import cache
 from fedbpt_api.cli.export import export
 from fedbpt_api.cli.output import Json, err, overrides, print_json, print_result
 from fedbpt_api.cli.probe import probe
@@ -38,6 +39,12 @@ app = typer.Typer(
 )
 models_app = typer.Typer(no_args_is_help=True, help="The model files of the embedded backend.")
 app.add_typer(models_app, name="models")
+cache_app = typer.Typer(
+    no_args_is_help=True,
+    help="The shared store: answers that runs with cache.scores = true have paid for, for later ones. Off "
+    "unless asked for.",
+)
+app.add_typer(cache_app, name="cache")
 
 RunPath = Annotated[Path, typer.Argument(help="A run folder, or a prompt.json from one.")]
 Backend = Annotated[
@@ -175,8 +182,13 @@ def init(
     typer.echo(f"wrote {path}; fill in your files and prompts, then: fedbpt tune {path}")
 
 
-for command in (tune, resume, replay, probe, export):
-    app.command()(_exits(command))
+_COMMANDS: tuple[Callable[..., None], ...] = (tune, resume, replay, probe, export)
+_CACHE_COMMANDS: tuple[Callable[..., None], ...] = (cache.size, cache.prune, cache.off, cache.on)
+for _command in _COMMANDS:
+    app.command()(_exits(_command))
+cache_app.command("list")(_exits(cache.list_))
+for _command in _CACHE_COMMANDS:
+    cache_app.command()(_exits(_command))
 
 
 @models_app.command("install")

@@ -16,11 +16,16 @@ class Meter:
     def __init__(self, parties: Parties) -> None:
         self._budget = parties.budget
         self._spent = parties.budget.spent
+        self._stored = parties.budget.stored
         self._seconds = parties.budget.seconds
         self._by_client = {c.name: c.scorer.budget.spent.scored for c in parties.clients}
 
     def used(self) -> Usage:
         return self._budget.spent - self._spent
+
+    def answered(self) -> int:
+        """Inputs whose answers were new to the run: scored, or found in the shared store."""
+        return self.used().scored + self._budget.stored - self._stored
 
     def seconds(self) -> float:
         return self._budget.seconds - self._seconds

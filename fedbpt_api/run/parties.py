@@ -15,6 +15,7 @@ from fedbpt_api.federation.client import Client
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.run.config import BackendSettings, BudgetSettings, Settings
 from fedbpt_api.run.events import Started
+from fedbpt_api.run.stored import Shelves, scope_of
 from fedbpt_api.scoring.backend import Backend, BackendInfo, Usage
 from fedbpt_api.scoring.budget import Budget, Limits
 from fedbpt_api.scoring.encode import EncodedText, Encoder, longest
@@ -47,6 +48,7 @@ class Parties:
     tests: dict[str, Budget] = field(default_factory=dict)
     room: int = 0
     facts: Facts = field(default_factory=lambda: Facts(None, b""))
+    shelves: Shelves = field(default_factory=lambda: Shelves(None, b"", []))
     verbalizer_bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @property
@@ -65,6 +67,7 @@ class Parties:
             table[client.name] = {
                 "scored": budget.spent.scored,
                 "duplicates": budget.duplicates,
+                "stored": budget.stored,
                 "prompt_tokens": budget.spent.prompt_tokens,
                 "cached_tokens": budget.spent.cached_tokens,
                 "requests": budget.spent.requests,
@@ -74,6 +77,7 @@ class Parties:
             if test := self.tests.get(client.name):
                 table[client.name] |= {
                     "test_scored": test.spent.scored,
+                    "test_stored": test.stored,
                     "test_prompt_tokens": test.spent.prompt_tokens,
                 }
         return table
@@ -122,6 +126,7 @@ class Parties:
         """Give up on what is under way and close everything."""
         for client in self.clients:
             await client.scorer.aclose()
+        await self.shelves.aclose()
         for journal in (client.scorer.journal for client in self.clients):
             if journal is not None:
                 journal.close()
@@ -176,14 +181,21 @@ async def open_parties(
     path = keep.folder / "model.facts" if keep.folder is not None else None
     facts = Facts(path, hashlib.blake2b(b"".join(secrets)).digest(), writable=keep.ended is None)
     opening = _Opening(keep, facts, settings.search.space == "soft", backends)
+    wanted, scope = (
+        settings.cache.scores and keep.ended is None,
+        scope_of(facts.secret, settings.model_dump()),
+    )
+    shelves = await Shelves.open(wanted, scope, warnings)
     try:
         plain = await opening.open(settings.backend, "server")
         trie = await label_trie(plain, task.label_words)
         warnings += await remarks(plain, trie)
         backend = trie.over(plain)
+        shelf = await shelves.of(backends[-1], settings.backend.options, trie) if backends else None
         run_budget = Budget(_limits(settings.budget))
         prompts = {text: await backend.tokenize(text) for text in settings.prompts}
         parties = Parties(backend, task, trie, run_budget, [], backends, {}, stopping, warnings, facts=facts)
+        parties.shelves = shelves
         parties.start_ids = prompts[settings.prompts[0]]
         longest_prompt = max(map(len, prompts.values())) + _ROOM
         own = {client.name: client for client in settings.clients}
@@ -191,22 +203,24 @@ async def open_parties(
         rooms: list[int] = []
         for number, data in enumerate(task.clients):
             mine = own.get(data.name)
-            served = backend
+            served, its_shelf = backend, shelf
             if mine is not None and mine.backend is not None:
                 own_server = await opening.open(mine.backend, f"server of {data.name}")
                 served = trie.over(own_server)
                 if await label_trie(own_server, task.label_words) != trie:
                     problems.append(f"clients.{data.name}.backend: its model has another vocabulary")
+                elif keep.ended is None:
+                    its_shelf = await shelves.of(backends[-1], mine.backend.options, trie)
             encoder = Encoder(served, task.template, task.label_words)
-            sets = {part: await encoder.labelled(rows) for part, rows in data.parts() if part != "test"}
+            sets = {part: await encoder.labelled(rows, part) for part, rows in data.parts() if part != "test"}
             texts: dict[str, tuple[EncodedText, ...]] = {p: encoded.texts for p, encoded in sets.items()}
-            texts["test"] = await encoder.texts(data.test)
+            texts["test"] = await encoder.texts(data.test, "test")
             rooms.append(served.info.context - longest(list(texts.values())))
             for name, encoded_texts in texts.items():
                 where = f"clients.{data.name}.{name}"
                 problems += _too_long(encoded_texts, where, served.info.context, longest_prompt)
             budget = Budget(_limits(mine.budget if mine else None), run_budget)
-            scorer = Scorer(served, budget, stopping)
+            scorer = Scorer(served, budget, stopping, shelf=its_shelf)
             parties.encoders[data.name] = encoder
             parties.clients.append(
                 Client(data.name, number, settings.seed, scorer, sets["train"], sets["dev"])
@@ -220,6 +234,7 @@ async def open_parties(
                 client.scorer.journal = Journal(place, secrets[number], keep.ended)
     except BaseException:
         facts.close()
+        await shelves.aclose()
         for opened in backends:
             await opened.aclose()
         raise

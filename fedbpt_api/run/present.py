@@ -57,6 +57,7 @@ class SpendRow:
     client: str
     scored: int | float | None
     duplicates: int | float | None
+    stored: int | float | None
     prompt_tokens: int | float | None
     cached_tokens: int | float | None
     test_scored: int | float | None
@@ -238,6 +239,7 @@ def _spend_row(
         client=client,
         scored=total("scored"),
         duplicates=total("duplicates"),
+        stored=total("stored"),
         prompt_tokens=total("prompt_tokens"),
         cached_tokens=total("cached_tokens"),
         test_scored=total("test_scored"),

@@ -209,8 +209,9 @@ class RunResult:
         start: The user's starting prompt.
         stopped: Why the search ended: "budget", "rounds", "cap" or "cancelled".
         rounds: Every round.
-        spent: Client name to counts: "scored", "duplicates", "prompt_tokens", "cached_tokens",
-            "requests", and "test_scored" and the like for the final test, which is counted apart.
+        spent: Client name to counts: "scored", "duplicates", "stored" (found in the shared store),
+            "prompt_tokens", "cached_tokens", "requests", and "test_scored" and the like for the final
+            test, which is counted apart.
         test: The final test; None where there was no test data or the run was cancelled.
     """
 

@@ -163,6 +163,16 @@ class VerbalizerSettings(Section):
     folds: AtLeastTwo = 8
 
 
+class CacheSettings(Section):
+    """What runs on one machine share.
+
+    Attributes:
+        scores: Whether answers are looked for and kept in the shared store, in the user's cache folder.
+    """
+
+    scores: bool = False
+
+
 class TestSettings(Section):
     """What is compared on the test texts.
 
@@ -191,6 +201,7 @@ class Settings(Section):
     federation: FederationSettings = FederationSettings()
     verbalizer: VerbalizerSettings = VerbalizerSettings()
     test: TestSettings = TestSettings()
+    cache: CacheSettings = CacheSettings()
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -118,11 +118,12 @@ def _spend_table(result: RunResult) -> Table:
     table = _table(
         "What was spent (bytes up/down: of a search round, and of all verbalizer fits together)",
         ("Client",),
-        ("Scored", "Duplicates", "Test", "Tokens", "Cached", "Round", "Verbalizer"),
+        ("Scored", "Duplicates", "Stored", "Test", "Tokens", "Cached", "Round", "Verbalizer"),
     )
     for row in present.spend_rows(result):
         style = "bold" if row.client == ALL_CLIENTS else ""
-        counts = (row.scored, row.duplicates, row.test_scored, row.prompt_tokens, row.cached_tokens)
+        free = (row.duplicates, row.stored)
+        counts = (row.scored, *free, row.test_scored, row.prompt_tokens, row.cached_tokens)
         table.add_row(
             Text(present.client_name(row.client)),
             *(present.number(count) for count in counts),

@@ -53,9 +53,10 @@ async def final_test(
     for client in tested:
         party = next(c for c in parties.clients if c.name == client.name)
         budget = parties.tests.setdefault(client.name, Budget())
-        scorer = Scorer(party.scorer.backend, budget, parties.stopping, party.scorer.journal)
+        theirs = party.scorer
+        scorer = Scorer(theirs.backend, budget, parties.stopping, theirs.journal, theirs.shelf)
         scorer.use_words(party.scorer.words)
-        encoded = await parties.encoders[client.name].labelled(client.test)
+        encoded = await parties.encoders[client.name].labelled(client.test, "test")
         rows = {}
         try:
             for prompt in prompts:

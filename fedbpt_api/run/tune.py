@@ -76,6 +76,7 @@ class Tuner:
         self._stopping = False
         self._phase = "opening"
         self._tested = (0, 0)
+        self._warned = 0
         self._assessor: Assessor | None = None
         self._space: PromptSpace | None = None
         self._vocabulary: tuple[int, ...] = ()
@@ -120,8 +121,7 @@ class Tuner:
             if self._folder is not None:
                 self._folder.write_versions(versions(parties.info))
             self._tell(parties.started(self.settings.budget.scored))
-            for message in parties.warnings:
-                self._tell(Warned(message))
+            self._warn(parties)
             if parties.answered and self._keep.ended is None:
                 self._tell(Noted(f"{parties.answered:,} scored examples are paid for already and on disk"))
             watching = asyncio.create_task(self._watch(parties))
@@ -136,6 +136,7 @@ class Tuner:
             finally:
                 if parties is not None:
                     await parties.aclose()
+                    self._warn(parties)
                 if self._folder is not None:
                     self._folder.close()
 
@@ -220,7 +221,7 @@ class Tuner:
                     await assessor.assess(space.decode(z), "best candidate", z)
             except BudgetSpent:
                 ended = True
-            idle = 0 if clock.used().scored else idle + 1
+            idle = 0 if clock.answered() else idle + 1
             self._add_round(self._record(clock, shown, merged, state.sigma))
             self._save_best()
             if ended:
@@ -248,14 +249,12 @@ class Tuner:
             contestants = await assessor.contestants(best.verbalizer)
             try:
                 timeout = self.settings.federation.timeout
-                known = len(parties.warnings)
                 report = await final_test(parties, self.task, contestants, self._count_tested, timeout)
-                for message in parties.warnings[known:]:
-                    self._tell(Warned(message))
                 result = replace(result, test=report, spent=parties.spent())
             except Stopped:
                 result = replace(result, stopped="cancelled", spent=parties.spent())
         self._phase = "done"
+        self._warn(parties)
         if self._folder is not None:
             self._folder.write_result(result, self._artefact(best), self.settings)
         self._tell(Finished(result))
@@ -310,6 +309,8 @@ class Tuner:
         if self._folder is not None:
             self._folder.append_round(record)
         self._tell(RoundDone(record))
+        if self._assessor is not None:
+            self._warn(self._assessor.parties)
 
     def _artefact(self, best: Assessment) -> TunedPrompt:
         assert self._assessor is not None
@@ -323,6 +324,12 @@ class Tuner:
     def _save(self, best: Assessment) -> None:
         if self._folder is not None:
             self._folder.write_prompt(self._artefact(best))
+
+    def _warn(self, parties: Parties) -> None:
+        """Tell the warnings that have not been told."""
+        while self._warned < len(parties.warnings):
+            self._warned += 1
+            self._tell(Warned(parties.warnings[self._warned - 1]))
 
     def _count_tested(self, done: int, total: int) -> None:
         self._tested = (done, total)

@@ -131,7 +131,9 @@ class BackendInfo:
         fingerprint: Changes where scores may: another model, version or precision.
         context: Longest input in tokens.
         max_words: Most words that can be named in a question.
-        details: More facts for the run folder, such as the way of scoring.
+        details: More facts for the run folder, such as the way of scoring ("way") and the address ("url").
+            Where one changes, scores may: answers are shared between runs only where all are equal, but for
+            what is measured anew each time ("noise", "cache block", "requests of the probe").
         batch: Inputs that one call of `score` should bring.
         parallel: Calls that one client should have under way.
         soft: Whether inputs may hold a continuous prompt.

@@ -61,6 +61,7 @@ class Budget:
     spent: Usage = field(default_factory=Usage)
     duplicates: int = 0
     recalled: int = 0
+    stored: int = 0
     grant: Limits = field(default_factory=Limits)
     _reserved: Usage = field(default_factory=Usage)
     _started: float | None = None
@@ -131,6 +132,11 @@ class Budget:
         """Note n pairs that had been scored before and were not sent again."""
         for budget in self._chain():
             budget.duplicates += n
+
+    def count_stored(self, n: int) -> None:
+        """Note n pairs whose answers came from the shared store and cost nothing."""
+        for budget in self._chain():
+            budget.stored += n
 
     def _check(self, work: Usage) -> None:
         """Parents first, so that the run's end is not taken for a client's own."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import orjson
@@ -31,6 +31,7 @@ class EncodedText:
         after: Ids after it.
         text: Positions of the text's own ids in before + after (never the template's).
         example_first: Whether a text stands before the prompt's place.
+        part: Which data it is of ("train", "dev", "test"), empty for none; no part of its identity.
         key: A hash of the ids and of where the prompt's place is; 16 bytes.
     """
 
@@ -38,6 +39,7 @@ class EncodedText:
     after: Ids
     text: tuple[int, ...] = ()
     example_first: bool = False
+    part: str = field(default="", compare=False)
     key: bytes = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -67,7 +69,7 @@ class EncodedText:
     def moved(self) -> EncodedText:
         """The same text with the prompt's place right behind it."""
         ids, at = self.before + self.after, self.text[-1] + 1 if self.text else 0
-        return EncodedText(ids[:at], ids[at:], self.text, True)
+        return EncodedText(ids[:at], ids[at:], self.text, True, self.part)
 
     def perturbed(self, rate: float, vocabulary: Ids, rng: np.random.Generator) -> EncodedText:
         """The text with each of its own tokens replaced by one of `vocabulary` at that rate (eq. 7)."""
@@ -76,7 +78,7 @@ class EncodedText:
             if rng.random() < rate:
                 ids[position] = vocabulary[int(rng.integers(len(vocabulary)))]
         cut = len(self.before)
-        return EncodedText(tuple(ids[:cut]), tuple(ids[cut:]), self.text, self.example_first)
+        return replace(self, before=tuple(ids[:cut]), after=tuple(ids[cut:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +105,20 @@ class Encoder:
         self._labels = {label: i for i, label in enumerate(label_words.labels)}
         self._pieces: dict[str, Ids] = {}
 
-    async def texts(self, examples: Sequence[Example]) -> tuple[EncodedText, ...]:
-        """Token ids of the filled template, in the order of `examples`."""
+    async def texts(self, examples: Sequence[Example], part: str = "") -> tuple[EncodedText, ...]:
+        """Token ids of the filled template, in the order of `examples`, which are of `part`."""
         found: list[EncodedText] = []
         for begin in range(0, len(examples), _AT_ONCE):
-            part = examples[begin : begin + _AT_ONCE]
-            found += await asyncio.gather(*(self._encode(example) for example in part))
+            some = examples[begin : begin + _AT_ONCE]
+            found += await asyncio.gather(*(self._encode(example, part) for example in some))
         return tuple(found)
 
-    async def labelled(self, examples: Sequence[Example]) -> EncodedSet:
+    async def labelled(self, examples: Sequence[Example], part: str = "") -> EncodedSet:
         """Texts and labels; every example has a label that the label words know (checked before)."""
         labels = [self._labels[e.label] for e in examples if e.label is not None]
-        return EncodedSet(await self.texts(examples), np.array(labels, dtype=np.intp))
+        return EncodedSet(await self.texts(examples, part), np.array(labels, dtype=np.intp))
 
-    async def _encode(self, example: Example) -> EncodedText:
+    async def _encode(self, example: Example, part: str) -> EncodedText:
         ids: list[list[int]] = [[], []]
         text: list[int] = []
         for side, pieces in enumerate(self._template.marked_pieces(example)):
@@ -127,7 +129,7 @@ class Encoder:
                     text += range(start, start + len(tokens))
                 ids[side] += tokens
         first = any(position < len(ids[0]) for position in text)
-        return EncodedText(tuple(ids[0]), tuple(ids[1]), tuple(text), first)
+        return EncodedText(tuple(ids[0]), tuple(ids[1]), tuple(text), first, part)
 
     async def _tokens(self, piece: str, *, keep: bool) -> Ids:
         if piece in self._pieces:

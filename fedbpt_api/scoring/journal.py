@@ -4,7 +4,7 @@ One file a client (`record_file`). A record's payload is a head (kind, pairs n, 
 the run began, usage), one 16-byte key a pair, and the values. Named words are stored as float32, exactly as
 the run uses them (above 0: a bound, with its sign turned); a list of probable words as token ids (i32) and
 log-probabilities (float32). All numbers are little-endian. A request that failed after it had cost something
-leaves a record without pairs.
+leaves a record without pairs; answers from the shared store (`store`) are a record that cost nothing.
 
 A key says which pair (prompt, text) with which question a value belongs to. It is a hash keyed by the
 client's whole data, so no text can be read from it, or guessed without the other texts. The values are the
@@ -59,6 +59,15 @@ class Record:
     answers: tuple[Answer, ...]
     usage: Usage
     seconds: float
+
+
+def as_rows(answers: Sequence[Answer]) -> Rows:
+    """Answers, all of one kind, as an array: [n, T] float32, or [n] of lists."""
+    if any(isinstance(answer, dict) for answer in answers):
+        rows = np.empty(len(answers), dtype=object)
+        rows[:] = answers
+        return rows
+    return np.array(answers, dtype=np.float32)
 
 
 class Past:
@@ -122,11 +131,7 @@ class Past:
             if number not in by_record:
                 by_record[number] = _answers(self._records[number], self._heads[number], self._place)
             answers.append(by_record[number][pair - int(self._first[number])])
-        if any(isinstance(answer, dict) for answer in answers):
-            rows = np.empty(len(answers), dtype=object)
-            rows[:] = answers
-            return rows
-        return np.array(answers, dtype=np.float32)
+        return as_rows(answers)
 
     def usage(self, pairs: Sequence[int]) -> Usage:
         """What pairs cost: their requests' usage, shared evenly among each one's pairs."""
@@ -136,6 +141,10 @@ class Past:
             head = self._heads[number]
             total = total + _share(head.usage, pair - int(self._first[number]), head.pairs)
         return total
+
+    def free(self, pairs: Sequence[int]) -> int:
+        """How many of these answers cost nothing: they came from the shared store."""
+        return sum(self._heads[int(self._of[pair])].usage == Usage() for pair in pairs)
 
 
 class Journal:

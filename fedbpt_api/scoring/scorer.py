@@ -21,8 +21,9 @@ from fedbpt_api.errors import BackendError
 from fedbpt_api.scoring.backend import Backend, Bools, Floats, PartlyAnswered, Prompt, Usage
 from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.encode import AnyPrompt, EncodedText, Ids
-from fedbpt_api.scoring.journal import Journal
+from fedbpt_api.scoring.journal import Journal, as_rows
 from fedbpt_api.scoring.known import Block, Known, Question, Rows, asked_key
+from fedbpt_api.scoring.store import Shelf
 
 Ask = Callable[[Sequence[Prompt]], Awaitable[tuple[Rows, Usage]]]
 Pair = tuple[bytes, int]  # which question about which prompt, and the text's number
@@ -40,6 +41,7 @@ class Scorer:
         budget: What may be spent; counted here.
         stopping: Asked before each request; True makes the scorer raise `Stopped`.
         journal: Where answers are kept before they are used; nowhere without one.
+        shelf: Answers that other runs have paid for, where the shared store is used.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class Scorer:
         budget: Budget,
         stopping: Callable[[], bool] = lambda: False,
         journal: Journal | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.backend = backend
         self.budget = budget
         self.words: Ids = ()
         self.journal = journal
+        self.shelf = shelf
         self._stopping = stopping
         self._known = Known()
         self._sent: dict[Pair, asyncio.Task[None]] = {}
@@ -102,7 +106,8 @@ class Scorer:
             return np.where(scores.exact, scores.logprobs, -scores.logprobs).astype(np.float32), scores.usage
 
         question: Question = ("words", words) if not repeat else (f"words, repeat {repeat}", words)
-        rows = await self._answers(question, prompt, texts, ask)
+        shelf = None if repeat else self.shelf  # a second look is there to be new
+        rows = await self._answers(question, prompt, texts, ask, shelf)
         values = np.asarray(rows, dtype=np.float64).reshape(len(texts), len(words))
         return -np.abs(values), values <= 0.0
 
@@ -117,7 +122,7 @@ class Scorer:
             rows[:] = lists
             return rows, usage
 
-        return [dict(found) for found in await self._answers(("top", k), prompt, texts, ask)]
+        return [dict(found) for found in await self._answers(("top", k), prompt, texts, ask, self.shelf)]
 
     async def aclose(self) -> None:
         """Give up on requests that are still under way."""
@@ -127,7 +132,12 @@ class Scorer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _answers(
-        self, question: Question, prompt: AnyPrompt, texts: Sequence[EncodedText], ask: Ask
+        self,
+        question: Question,
+        prompt: AnyPrompt,
+        texts: Sequence[EncodedText],
+        ask: Ask,
+        shelf: Shelf | None,
     ) -> Rows:
         """Answers in the order of `texts`; what is not known yet is asked for, in calls of a good size."""
         if not texts:
@@ -136,7 +146,7 @@ class Scorer:
         block = self._known.block(asked)
         numbers = [self._known.number(text) for text in texts]
         inputs = (0,) if question[0] == "top" else self.backend.info.inputs
-        call = _Call(asked, prompt, dict(zip(numbers, texts, strict=True)), inputs, ask)
+        call = _Call(question, asked, prompt, dict(zip(numbers, texts, strict=True)), inputs, ask, shelf)
         own = 0
         while lacking := block.lacks(list(call.texts)):
             new = [n for n in lacking if (asked, n) not in self._sent and (asked, n) not in self._claims]
@@ -164,6 +174,12 @@ class Scorer:
             reserved -= call.work(list(recalled))
             if new := [n for n in numbers if n not in recalled]:
                 self._go_on()
+                stored = self._from_shelf(call, block, new)
+                new = [n for n in new if n not in stored]
+                free = call.work(list(stored))
+                self.budget.settle(free, Usage())
+                reserved -= free
+            if new:
                 async with self._turn:
                     for begin in range(0, len(new), size):
                         chunk = new[begin : begin + size]
@@ -173,6 +189,8 @@ class Scorer:
                             break  # it is raised below
                         reserved -= call.work(chunk)  # from here on the request's own affair
                         tasks.append(self._send(call, chunk))
+            if not tasks:
+                await asyncio.sleep(0)  # a run that finds everything lets others have a turn too
         finally:
             for n in numbers:
                 del self._claims[call.asked, n]
@@ -191,7 +209,30 @@ class Scorer:
             places = list(pairs.values())
             block.add(list(pairs), past.rows(places))
             self.budget.recall(len(pairs), call.work(list(pairs)), past.usage(places), past.when(places))
+            self.budget.count_stored(past.free(places))
         return frozenset(pairs)
+
+    def _from_shelf(self, call: _Call, block: Block, numbers: Sequence[int]) -> frozenset[int]:
+        """Those of `numbers` that another run has paid for: they are put into the journal and `block`.
+
+        Raises:
+            Stopped: The user asked to stop.
+            RunFolderError: The disk is full.
+        """
+        if call.shelf is None:
+            return frozenset()
+        if self._stopping():
+            raise Stopped
+        answers = call.shelf.find([call.key(n) for n in numbers])
+        found = {n: answer for n, answer in zip(numbers, answers, strict=True) if answer is not None}
+        if found:
+            rows = as_rows(list(found.values()))
+            if self.journal is not None:
+                self.journal.make_room()
+            self._keep([(call.asked, call.texts[n]) for n in found], rows, Usage())
+            block.add(list(found), rows)
+            self.budget.count_stored(len(found))
+        return frozenset(found)
 
     def _go_on(self) -> None:
         """Something is asked that no earlier session has the answer to.
@@ -235,6 +276,8 @@ class Scorer:
                     raise BackendError(f"{self.backend.info.model} sent {len(rows)} answers to {len(texts)}")
                 self._keep([(call.asked, text) for text in texts], rows, used)
                 self._known.block(call.asked).add(numbers, rows)
+                if call.shelf is not None:
+                    call.shelf.keep([call.key(n) for n in numbers], rows)
             except PartlyAnswered as failed:
                 used = failed.usage
                 self._keep([], np.empty(0), used)
@@ -269,18 +312,28 @@ class _Call:
     """A question about a prompt and some texts.
 
     Attributes:
+        question: What is asked.
         asked: The key of question and prompt.
         prompt: The prompt.
         texts: The texts by their numbers.
         inputs: What each text takes (`BackendInfo.inputs`).
         ask: Puts the question to the backend.
+        shelf: Where its answers may be found, and are kept, for other runs.
     """
 
+    question: Question
     asked: bytes
     prompt: AnyPrompt
     texts: Mapping[int, EncodedText]
     inputs: Sequence[int]
     ask: Ask
+    shelf: Shelf | None
+
+    def key(self, number: int) -> bytes:
+        """A text's key on the shelf."""
+        assert self.shelf is not None
+        text = self.texts[number]
+        return self.shelf.key(self.question, text.with_prompt(self.prompt), text.part)
 
     def work(self, numbers: Sequence[int]) -> Usage:
         """What asking for these texts takes at most."""

@@ -29,7 +29,7 @@ def stored(folder: Path) -> Any:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ((), ["tune", "eval", "predict", "show", "init", "models", "--version"]),
+        ((), ["tune", "eval", "predict", "show", "init", "models", "cache", "--version"]),
         (("tune",), ["CONFIG", "--run-dir", "--scored", "--seed", "--rounds", "--set", "--json", "Ctrl-C"]),
         (("eval",), ["RUN", "--data", "--text", "--label", "--text-b", "--backend", "--set", "--json"]),
         (("predict",), ["RUN", "TEXTS", "--column", "--text-b", "--backend", "--set", "standard input"]),
@@ -38,6 +38,12 @@ def stored(folder: Path) -> Any:
         (("models",), ["install", "list"]),
         (("models", "install"), ["NAME"]),
         (("models", "list"), ["--json"]),
+        (("cache",), ["list", "size", "prune", "off", "on", "cache.scores"]),
+        (("cache", "list"), ["--json", "bytes", "last used"]),
+        (("cache", "size"), ["--json"]),
+        (("cache", "prune"), ["--older-than", "DAYS", "--server", "NUMBER", "--all"]),
+        (("cache", "off"), ["FEDBPT_NO_CACHE=1", "whatever a configuration says"]),
+        (("cache", "on"), ["cache.scores = true"]),
     ],
     ids=" ".join,
 )

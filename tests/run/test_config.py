@@ -340,7 +340,7 @@ def test_the_remarks_of_the_example_config_are_valid_settings(tmp_path: Path) ->
     values = {**tomllib.loads(TOP + REST + DATA), **optional}
     settings = build_settings(values, base=tmp_path)
     defaults = build_settings(tomllib.loads(TOP + REST + DATA), base=tmp_path)
-    assert set(optional) == {"search", "federation", "verbalizer"}
-    assert settings.verbalizer == defaults.verbalizer
-    for section in ("search", "federation"):
+    assert set(optional) == {"search", "federation", "verbalizer", "cache"}
+    assert (settings.verbalizer, settings.cache) == (defaults.verbalizer, defaults.cache)
+    for section in ("search", "federation", "cache"):
         assert set(optional[section]) == set(type(getattr(settings, section)).model_fields)

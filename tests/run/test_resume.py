@@ -108,7 +108,7 @@ def test_any_interleaving_of_clients_gives_the_same_run(toys: Toys, turns: list[
 
     async def work() -> None:
         what, _, most = limit.partition(" ")
-        changes = {"search.rounds": 9, "budget.scored": 10**6} | {f"budget.{what}": int(most)}
+        changes: dict[str, object] = {"search.rounds": 9, "budget.scored": 10**6, f"budget.{what}": int(most)}
         toys.opened["toy"] = ToyBackend()
         plain = await run_toy(TASK, changes)
         toys.opened["toy"] = ToyBackend(turns=turns)

