@@ -83,6 +83,7 @@ def render_report(result: RunResult, shown: ReportInput) -> str:
     environment.filters.update(
         percent=present.percent,
         number=present.number,
+        amount=present.amount,
         points=present.points,
         method=present.method_name,
         client=present.client_name,

@@ -118,7 +118,7 @@ def _spend_table(result: RunResult) -> Table:
     table = _table(
         "What was spent (bytes up/down: of a search round, and of all verbalizer fits together)",
         ("Client",),
-        ("Scored", "Duplicates", "Test", "Tokens", "Cached", "Round", "Verbalizer"),
+        ("Scored", "Duplicates", "Test", "Tokens", "Cached", "Round", "Verbalizer", "Money"),
     )
     for row in present.spend_rows(result):
         style = "bold" if row.client == ALL_CLIENTS else ""
@@ -128,6 +128,7 @@ def _spend_table(result: RunResult) -> Table:
             *(present.number(count) for count in counts),
             f"{present.number(row.bytes_up)}/{present.number(row.bytes_down)}",
             f"{present.number(row.verbalizer_up)}/{present.number(row.verbalizer_down)}",
+            present.amount(row.money, result.currency),
             style=style,
         )
     return table

@@ -49,7 +49,7 @@ async def final_test(
     predictions: dict[str, list[int]] = {c.method: [] for c in contestants}
     for client in tested:
         party = next(c for c in parties.clients if c.name == client.name)
-        budget = parties.tests.setdefault(client.name, Budget())
+        budget = parties.tests.setdefault(client.name, Budget(price=party.scorer.budget.price))
         scorer = Scorer(party.scorer.backend, budget, parties.stopping, party.scorer.journal)
         scorer.use_words(party.scorer.words)
         encoded = await parties.encoders[client.name].labelled(client.test)

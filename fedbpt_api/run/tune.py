@@ -21,6 +21,7 @@ from fedbpt_api.federation.runtime import Round, Rules, sample, search_round
 from fedbpt_api.prompts.codebook import Codebook, codebook_for
 from fedbpt_api.prompts.space import PromptSpace
 from fedbpt_api.prompts.tuned import TunedPrompt
+from fedbpt_api.run import present
 from fedbpt_api.run.assess import Assessment, Assessor
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed, Event, Finished, Noted, RoundDone, Status, Testing, Warned
@@ -97,6 +98,7 @@ class Tuner:
             clients={c.name: c.scorer.budget.spent.scored for c in parties.clients},
             tested=self._tested,
             notice=parties.notice,
+            money=present.money_of(budget.money, budget.limits.money, parties.currency),
         )
 
     async def run(self) -> RunResult:
@@ -109,9 +111,8 @@ class Tuner:
         parties: Parties | None = None
         watching: asyncio.Task[None] | None = None
         try:
-            folder = self._folder.path if self._folder is not None else None
-            parties = await open_parties(self.settings, self.task, lambda: self._stopping, Keep(folder))
-            self._assessor = Assessor(parties, self.settings, self._tell)
+            parties = await open_parties(self.settings, self.task, lambda: self._stopping, self._keep())
+            self._assessor = self._judge(parties)
             if self._folder is not None:
                 self._folder.write_start(self.settings, versions(parties.info))
             self._tell(parties.started(self.settings.budget.scored))
@@ -234,6 +235,7 @@ class Tuner:
             rounds=tuple(self._rounds),
             spent=parties.spent(),
             test=None,
+            currency=parties.currency,
         )
         if stopped != "cancelled" and any(client.test for client in self.task.clients):
             self._phase = "test"
@@ -260,6 +262,16 @@ class Tuner:
             await asyncio.sleep(_WATCH)
             if parties.notice:
                 self._tell(Warned(parties.notice))
+
+    # What an estimate does otherwise -----------------------------------------------------------
+
+    def _keep(self) -> Keep:
+        """What is kept, and who opens servers."""
+        return Keep(self._folder.path if self._folder is not None else None)
+
+    def _judge(self, parties: Parties) -> Assessor:
+        """Who judges prompts."""
+        return Assessor(parties, self.settings, self._tell)
 
     # Small parts ----------------------------------------------------------------------------
 

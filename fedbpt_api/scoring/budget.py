@@ -9,19 +9,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from fedbpt_api.scoring.backend import Usage
+from fedbpt_api.scoring.price import Price
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Upper bounds; None is no bound. `scored` counts inputs answered by the model: one a (prompt, text)
-    pair, more where label words begin alike (`BackendInfo.inputs`).
+    pair, more where label words begin alike (`BackendInfo.inputs`). `money` is in the price's currency.
     """
 
     scored: int | None = None
     tokens: int | None = None
     seconds: float | None = None
+    money: Decimal | None = None
 
 
 class BudgetSpent(Exception):
@@ -40,15 +43,22 @@ class BudgetSpent(Exception):
 
 @dataclass(slots=True)
 class Budget:
-    """Counts what was spent against limits. One per run, one per client."""
+    """Counts what was spent against limits. One per run, one per client.
+
+    Money is counted at the price of the budget that work is reserved and settled with (a client's; its
+    parents add up what that makes). Without a price it is not known, and a limit of it cannot be set.
+    """
 
     limits: Limits = field(default_factory=Limits)
     parent: Budget | None = None
     clock: Callable[[], float] = time.monotonic
+    price: Price | None = None
     spent: Usage = field(default_factory=Usage)
     duplicates: int = 0
     recalled: int = 0
+    money: Decimal = Decimal(0)
     _reserved: Usage = field(default_factory=Usage)
+    _reserved_money: Decimal = Decimal(0)
     _started: float | None = None
     _standing: float | None = None  # what the clock shows while answers come from a journal
 
@@ -91,11 +101,17 @@ class Budget:
     def used(self, more: int = 0) -> float:
         """Share of this budget that is spent once `more` examples are scored too: of its scarcest limit.
 
-        Tokens are foreseen from what an example took so far; 0 where there is no limit.
+        Tokens and money are foreseen from what an example took so far; 0 where there is no limit.
         """
         limits, scored = self.limits, self.spent.scored + more
-        tokens = self.spent.prompt_tokens * scored / max(self.spent.scored, 1)
-        shares = ((scored, limits.scored), (tokens, limits.tokens), (self.seconds, limits.seconds))
+        grown = scored / max(self.spent.scored, 1)
+        money = None if limits.money is None else float(limits.money)
+        shares = (
+            (scored, limits.scored),
+            (self.spent.prompt_tokens * grown, limits.tokens),
+            (self.seconds, limits.seconds),
+            (float(self.money) * grown, money),
+        )
         return max((spent / limit for spent, limit in shares if limit is not None), default=0.0)
 
     def reserve(self, work: Usage) -> None:
@@ -104,26 +120,35 @@ class Budget:
         Raises:
             BudgetSpent: It does not fit; nothing was set aside.
         """
-        self._check(work)
-        self._add_reserved(work)
+        cost = self._cost(work)
+        self._check(work, cost)
+        for budget in self._chain():
+            budget._reserved = budget._reserved + work
+            budget._reserved_money += cost
 
     def settle(self, reserved: Usage, spent: Usage) -> None:
         """Replace a reservation by what the answer really cost (nothing, where there was none)."""
+        set_aside, cost = self._cost(reserved), self._cost(spent)
         for budget in self._chain():
             budget._reserved = budget._reserved - reserved
+            budget._reserved_money -= set_aside
             budget.spent = budget.spent + spent
+            budget.money += cost
 
     def count_duplicates(self, n: int) -> None:
         """Note n pairs that had been scored before and were not sent again."""
         for budget in self._chain():
             budget.duplicates += n
 
-    def _check(self, work: Usage) -> None:
+    def _cost(self, work: Usage) -> Decimal:
+        return Decimal(0) if self.price is None else self.price.of(work)
+
+    def _check(self, work: Usage, cost: Decimal) -> None:
         """Parents first, so that the run's end is not taken for a client's own."""
         if work == Usage():
             return
         if self.parent is not None:
-            self.parent._check(work)
+            self.parent._check(work, cost)
         limits, used, own = self.limits, self.spent + self._reserved, self.parent is not None
         if limits.scored is not None and used.scored + work.scored > limits.scored:
             raise BudgetSpent("scored examples", own)
@@ -131,10 +156,8 @@ class Budget:
             raise BudgetSpent("tokens", own)
         if limits.seconds is not None and self.seconds >= limits.seconds:
             raise BudgetSpent("seconds", own)
-
-    def _add_reserved(self, work: Usage) -> None:
-        for budget in self._chain():
-            budget._reserved = budget._reserved + work
+        if limits.money is not None and self.money + self._reserved_money + cost > limits.money:
+            raise BudgetSpent("money", own)
 
     def _chain(self) -> Iterator[Budget]:
         """This one and its parents."""
