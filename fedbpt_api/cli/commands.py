@@ -6,27 +6,28 @@ import asyncio
 import contextlib
 import signal
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, ParamSpec, TypeVar
 
 import orjson
 import typer
 from rich.console import Console
 
 from fedbpt_api import __version__
+from fedbpt_api.cli.estimate import estimate, made_estimate, print_estimate
 from fedbpt_api.cli.export import export
+from fedbpt_api.cli.options import ConfigPath, Json, Sets, overrides
 from fedbpt_api.cli.probe import probe
 from fedbpt_api.cli.progress import Progress
 from fedbpt_api.data import Columns, read_examples
 from fedbpt_api.errors import ConfigError, FedbptError
-from fedbpt_api.prompts.tuned import TunedPrompt
+from fedbpt_api.prompts.tuned import TunedPrompt, write_json
 from fedbpt_api.run.classify import Classifier, overall
 from fedbpt_api.run.config import example_config, load_settings, load_task
-from fedbpt_api.run.folder import read_result
+from fedbpt_api.run.folder import ESTIMATE, read_result
 from fedbpt_api.run.present import show_whitespace
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tables import plain_text, result_view
@@ -49,17 +50,9 @@ app.add_typer(models_app, name="models")
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
 
-ConfigPath = Annotated[Path, typer.Argument(help="The configuration, a TOML file (see: fedbpt init).")]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, or a prompt.json from one.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Backend = Annotated[
     str | None, typer.Option(help="Backend to ask; the one the prompt was tuned on where not given.")
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="A setting that wins over the file, e.g. budget.scored=500."
-    ),
 ]
 Options = Annotated[
     list[str] | None,
@@ -96,21 +89,32 @@ def tune(
     rounds: Annotated[int | None, typer.Option(help="Most rounds (search.rounds).")] = None,
     sets: Sets = None,
     as_json: Json = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what the run will take; nothing is spent or written.")
+    ] = False,
+    foresee: Annotated[
+        bool, typer.Option("--estimate", help="Make an estimate first, for the report to set beside.")
+    ] = False,
 ) -> None:
     """Tune one prompt over all clients of CONFIG and test it once at the end.
 
     Ctrl-C (or SIGTERM) stops soon: what was sent is received, the best prompt so far is saved, exit code 3.
     Give it twice to stop at once.
     """
-    overrides = _overrides(sets)
     given = {"budget.scored": scored, "seed": seed, "search.rounds": rounds}
-    overrides |= {key: value for key, value in given.items() if value is not None}
-    settings = load_settings(config, overrides)
+    changes = overrides(sets) | {key: value for key, value in given.items() if value is not None}
+    settings = load_settings(config, changes)
     task = load_task(settings)
+    if dry_run:
+        print_estimate(settings, task, 0, as_json=as_json)
+        return
     folder = run_dir or Path("runs") / f"{config.stem}-{datetime.now():%Y%m%d-%H%M%S}"
     console = Console(stderr=True, highlight=False) if as_json else _out
     shown: list[Progress] = []
+    foreseen = made_estimate(settings, task, 0) if foresee else None
     tuner = Tuner(settings, task, folder, lambda event: shown[0](event))
+    if foreseen is not None:
+        write_json(folder / ESTIMATE, foreseen.to_dict())
     with Progress(console, lambda: tuner.status) as progress, _graceful(tuner):
         shown.append(progress)
         result = asyncio.run(tuner.run())
@@ -137,7 +141,7 @@ def evaluate(
     prompt = TunedPrompt.load(run)
 
     async def work() -> None:
-        async with await Classifier.open(prompt, backend, **_overrides(options)) as classifier:
+        async with await Classifier.open(prompt, backend, **overrides(options)) as classifier:
             for warning in classifier.warnings:
                 _err.print(f"warning: {warning}", markup=False, soft_wrap=True)
             report = await classifier.evaluate(examples)
@@ -185,7 +189,7 @@ def predict(
         examples = [Example(line) for line in lines.splitlines() if line.strip()]
 
     async def work() -> None:
-        async with await Classifier.open(prompt, backend, **_overrides(options)) as classifier:
+        async with await Classifier.open(prompt, backend, **overrides(options)) as classifier:
             for warning in classifier.warnings:
                 _err.print(f"warning: {warning}", markup=False, soft_wrap=True)
             async for prediction in classifier.stream(examples):
@@ -229,6 +233,7 @@ def init(
     typer.echo(f"wrote {path}; fill in your files and prompts, then: fedbpt tune {path}")
 
 
+app.command()(_exits(estimate))
 app.command()(_exits(probe))
 app.command()(_exits(export))
 
@@ -295,20 +300,6 @@ def _graceful(tuner: Tuner) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _overrides(sets: list[str] | None) -> dict[str, Any]:
-    """KEY=VALUE pairs; a value is TOML where it can be read as such, else text."""
-    found: dict[str, Any] = {}
-    for item in sets or []:
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {item}: expected KEY=VALUE", "for example: --set budget.scored=500")
-        try:
-            found[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            found[key] = value
-    return found
 
 
 def _print_result(result: RunResult, as_json: bool) -> None:

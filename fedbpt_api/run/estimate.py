@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
 
 from fedbpt_api.errors import ConfigError
 from fedbpt_api.prompts.space import AnyPrompt
-from fedbpt_api.run import plain
 from fedbpt_api.run.ceiling import ceilings, within
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Event, RoundDone
+from fedbpt_api.run.foreseen import Estimate, Figures
 from fedbpt_api.run.parties import Keep, Parties, open_parties
 from fedbpt_api.run.rehearsal import Rehearsal, Speed, Stage
 from fedbpt_api.run.result import ALL_CLIENTS
@@ -36,78 +35,6 @@ PROBES = 8
 """Requests that the speed is measured with where nothing else is said."""
 
 _OWN = 6  # draws that one of the user's prompts counts as: over 15 runs on tweets, SST-2 and AG's News
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What a client, or `ALL_CLIENTS`, takes in a round or in all. None is unknown.
-
-    Attributes:
-        client: Its name.
-        scored: Scored examples.
-        duplicates: Pairs that come again and are not sent again.
-        prompt_tokens: Prompt tokens, cached ones included.
-        cached_tokens: Those of them that a prefix cache should hold.
-        requests: Requests.
-        bytes_up: Bytes sent by it.
-        bytes_down: Bytes sent to it.
-        money: In the estimate's currency.
-        seconds: Wall-clock time; of all clients together only.
-    """
-
-    client: str
-    scored: int
-    duplicates: int
-    prompt_tokens: int
-    cached_tokens: int
-    requests: int
-    bytes_up: int
-    bytes_down: int
-    money: float | None = None
-    seconds: float | None = None
-
-    @property
-    def usage(self) -> Usage:
-        return Usage(self.scored, self.prompt_tokens, self.cached_tokens, self.requests)
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a run will cost.
-
-    Attributes:
-        total: The search, all clients, likely.
-        clients: The same for each client.
-        rounds: For each round, from 0 (before the search), each client's figures and then their sum.
-        test: The final test, each client's figures and then their sum; apart from the search's.
-        low: The search's total with the shortest starting prompt as the centre.
-        high: The same with the longest.
-        most: What each client takes at most, and then all; empty where time or money alone ends the run.
-        currency: Of money; empty where a price is not known.
-        probes: Requests that were paid for to measure the speed.
-        probe_tokens: Their prompt tokens.
-    """
-
-    total: Figures
-    clients: tuple[Figures, ...]
-    rounds: tuple[tuple[Figures, ...], ...]
-    test: tuple[Figures, ...]
-    low: Figures
-    high: Figures
-    most: tuple[Figures, ...]
-    currency: str = ""
-    probes: int = 0
-    probe_tokens: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        encoded: dict[str, Any] = plain.encode(self)
-        return encoded
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> Estimate:
-        """Reads `to_dict`; raises `RunFolderError` naming the key that is wrong."""
-        return plain.decode(cls, data)
 
 
 async def estimate(settings: Settings, task: Task, probes: int = PROBES) -> Estimate:
@@ -128,7 +55,7 @@ async def estimate(settings: Settings, task: Task, probes: int = PROBES) -> Esti
     if endless and not probes:
         raise ConfigError(
             "budget.seconds: what is done in that time is not known without asking the server",
-            "leave --no-probe out, or set another limit",
+            "use fedbpt estimate without --no-probe, or set another limit",
         )
     stage = Stage(settings, task, open_backend)
     try:
@@ -278,6 +205,10 @@ async def _measured(stage: Stage, probes: int) -> tuple[Speed, Usage]:
     texts = [(c, text) for c in parties.clients for text in c.sample(-(-probes // len(parties.clients)))]
     texts = sorted(texts, key=lambda pair: len(pair[1]))[:probes]
     paid, rows, times = Usage(), [], []
+    if len(texts) > 2:  # the first request of all is no measure
+        owner, text = texts.pop(len(texts) // 2)
+        warm = await owner.scorer.backend.score([text.with_prompt(parties.start_ids)], parties.label_tokens)
+        paid = warm.usage
     half = (len(texts) + 1) // 2
     for part in (texts[:half], texts[half:]):
         if not part:

@@ -2,6 +2,7 @@
 
 settings.json  the resolved settings          versions.json  what took part
 rounds.jsonl   every round's numbers          prompts.jsonl  every prompt that all clients judged
+estimate.json  what was foreseen, where an estimate was asked for
 prompt.json    the best prompt so far, then the tuned one
 result.json    the whole result               report.html    the same, to look at and to send
 scores-N.journal  every score of client N, on disk before it was used
@@ -19,9 +20,11 @@ from fedbpt_api.errors import RunFolderError
 from fedbpt_api.prompts.tuned import TunedPrompt, read_json, write_json
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed
+from fedbpt_api.run.foreseen import Estimate
 from fedbpt_api.run.report import ReportInput, write_report
 from fedbpt_api.run.result import RoundRecord, RunResult
 
+ESTIMATE = "estimate.json"
 _LIMIT = 50_000_000  # bytes of any file that is read back
 
 
@@ -92,11 +95,22 @@ class RunFolder:
             verbalizer=prompt.verbalizer.kind,
             settings=settings.model_dump(mode="json"),
             versions=self._versions,
+            estimate=read_estimate(self.path),
         )
         write_report(result, shown, self.path / "report.html")
 
     def close(self) -> None:
         self._rounds.close()
+
+
+def read_estimate(folder: Path) -> Estimate | None:
+    """What was foreseen before the run; None where nobody asked.
+
+    Raises:
+        RunFolderError: The file is damaged.
+    """
+    path = folder / ESTIMATE
+    return Estimate.from_dict(read_json(path, _LIMIT)) if path.exists() else None
 
 
 def read_result(folder: Path) -> RunResult:

@@ -277,6 +277,13 @@ def _paid(spent: Sequence[Mapping[str, int | float]]) -> float | None:
     return sum(counts["money"] + counts.get("test_money", 0.0) for counts in spent)
 
 
+def searched_money(result: RunResult) -> float | None:
+    """Money for the search, all clients; None unless all prices are known."""
+    paid = [counts.get("money") for counts in result.spent.values()]
+    known = [money for money in paid if money is not None]
+    return sum(known) if known and len(known) == len(paid) else None
+
+
 def whitespace_pieces(text: str) -> list[tuple[str, str]]:
     """Splits a text into ("text", ...) and the whitespace that a reader would miss.
 

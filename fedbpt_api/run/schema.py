@@ -80,7 +80,7 @@ class PriceSettings(Section):
     input: NotNegative | None = None
     cached: NotNegative | None = None
     output: NotNegative | None = None
-    currency: str = Field("USD", min_length=1)
+    currency: Annotated[str, Field(min_length=1)] = "USD"
     file: DataPath | None = None
     model: str | None = None
 

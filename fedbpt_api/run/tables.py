@@ -52,9 +52,14 @@ def plain_text(result: RunResult, width: int = PLAIN_WIDTH) -> str:
         result: The run.
         width: Characters a line.
     """
+    return as_plain(result_view(result), width)
+
+
+def as_plain(view: RenderableType, width: int = PLAIN_WIDTH) -> str:
+    """Anything that rich can print, as lines of text."""
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
     with console.capture() as captured:
-        console.print(result_view(result))
+        console.print(view)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
