@@ -271,3 +271,15 @@ async def test_the_error_of_an_estimate_is_of_what_was_spent(toys: Toys) -> None
     assert rows["Scored examples"].error == f"{off:+.1f}%"
     assert rows["Money"].estimated == rows["Money"].spent == "unknown"
     assert "Seconds" not in rows
+
+
+def test_progress_and_tables_say_what_was_paid(toys: Toys, tmp_path: Path) -> None:
+    config = write_config(tmp_path, make_task(), {"price": PRICE, "budget.money": 5.5})
+    done = fedbpt("tune", config, "--run-dir", tmp_path / "run")
+    assert done.exit_code == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_bytes())
+    paid = sum(counts["money"] + counts["test_money"] for counts in result["spent"].values())
+    searched = sum(counts["money"] for counts in result["spent"].values())
+    assert f"money {searched:.4f} of 5.5 USD" in done.stdout
+    assert f"{paid:.4f} USD" in done.stdout
+    assert f"{paid:.4f} USD" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
