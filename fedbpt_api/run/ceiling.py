@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from fedbpt_api.federation.client import Client
 from fedbpt_api.run.config import Settings
@@ -10,6 +11,7 @@ from fedbpt_api.run.parties import Parties
 from fedbpt_api.scoring.backend import Usage
 from fedbpt_api.scoring.budget import Limits
 from fedbpt_api.scoring.encode import Encoder
+from fedbpt_api.scoring.price import Price
 from fedbpt_api.task import Example
 
 _DRAWS, _LINES, _LINE = 48, 12, 20  # of `origins`: draws, lines a label, tokens of a line
@@ -18,7 +20,7 @@ _SLACK = 4  # tokens that joining pieces may add to each
 
 
 async def ceilings(parties: Parties, settings: Settings) -> dict[str, Usage | None]:
-    """For each client what it takes at most, the test apart; None where time or money alone ends the run."""
+    """For each client what it takes at most, the test apart; None where time alone ends the run."""
     prompt = await _longest_prompt(parties, settings)
     return {client.name: _of(client, parties, settings, prompt) for client in parties.clients}
 
@@ -51,7 +53,8 @@ def _of(client: Client, parties: Parties, settings: Settings, prompt: int) -> Us
     tries = (search.popsize * search.iterations + 1) * views + search.iterations + 1  # and the centre's
     each = tries * batch + (1 + search.proposals) * judged
     longest = min(client.longest + prompt + max(info.inputs), info.context + max(info.inputs))
-    limits = (client.scorer.budget.limits, parties.budget.limits)
+    price = client.scorer.budget.price
+    limits = [_with_money(budget.limits, price) for budget in (client.scorer.budget, parties.budget)]
     bounds = [n for limit in limits for n in (limit.scored, limit.tokens) if n is not None]
     if search.rounds is not None:  # an input has a token at least, so a limit of tokens bounds inputs too
         bounds.append(before + search.rounds * each)
@@ -60,6 +63,14 @@ def _of(client: Client, parties: Parties, settings: Settings, prompt: int) -> Us
     scored = min(bounds)
     usage = Usage(scored, scored * longest, 0, scored)
     return within(within(usage, limits[0]), limits[1])
+
+
+def _with_money(limits: Limits, price: Price | None) -> Limits:
+    """Limits whose tokens are those that the money can buy at most, from a cache."""
+    if limits.money is None or price is None or not (cheapest := min(price.input, price.cached)):
+        return limits
+    bought = int(limits.money * 1_000_000 / cheapest)
+    return replace(limits, tokens=bought if limits.tokens is None else min(bought, limits.tokens))
 
 
 async def _longest_prompt(parties: Parties, settings: Settings) -> int:

@@ -54,7 +54,7 @@ class Estimate:
         test: The final test, each client's figures and then their sum; apart from the search's.
         low: The search's total with the shortest starting prompt as the centre.
         high: The same with the longest.
-        most: What each client takes at most, and then all; empty where time or money alone ends the run.
+        most: What each client takes at most, and then all; empty where time alone ends the run.
         currency: Of money; empty where a price is not known.
         probes: Requests that were paid for to measure the speed.
         probe_tokens: Their prompt tokens.

@@ -157,6 +157,17 @@ async def test_money_ends_a_run_and_is_never_passed(toys: Toys) -> None:
     assert result.currency == "USD" and all(counts["test_money"] > 0 for counts in result.spent.values())
 
 
+async def test_money_alone_bounds_what_a_run_takes(toys: Toys) -> None:
+    task = make_task()
+    changes: dict[str, object] = {"budget": {"money": 1.0}, "price": PRICE, "search.rounds": None}
+    made = await estimate(make_settings(task, changes), task, probes=0)
+    result = await run_toy(task, changes)
+    spent = {key: sum(c[key] for c in result.spent.values()) for key in result.spent["client0"]}
+    _bounded(made.most[-1], spent)
+    assert made.most[-1].money == 1.0
+    assert made.total.money == pytest.approx(spent["money"], rel=0.1)
+
+
 async def test_a_client_s_own_money_is_kept_to(toys: Toys) -> None:
     changes: dict[str, object] = {"clients.1.budget": {"money": 0.4}, "price": PRICE, "search.rounds": 4}
     result = await run_toy(make_task(), changes)
