@@ -99,6 +99,7 @@ class EmbeddedLlama:
             context=self._contexts[0].context,
             details={"sha256": digest, "library": find_library(library).name, "way": "full vocabulary"},
             parallel=2,  # one is being prepared while the other is evaluated
+            generated=0,
         )
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
@@ -16,6 +17,7 @@ from fedbpt_api.run.tables import plain_text, result_view
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+ConfigPath = Annotated[Path, typer.Argument(help="The configuration, a TOML file (see: fedbpt init).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Sets = Annotated[
     list[str] | None,

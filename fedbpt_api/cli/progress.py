@@ -77,9 +77,10 @@ class Progress:
         eta = "" if status.seconds_left is None else f", about {_clock(status.seconds_left)} left"
         if status.notice:
             self._print(f"note: {status.notice}")
+        paid = f", money {status.money}" if status.money else ""
         self._print(
             f"round {record.round}: best dev loss {_number(record.best_dev_loss)}, accuracy "
-            f"{_number(record.best_dev_accuracy)} | {status.scored:,} scored{left}, "
+            f"{_number(record.best_dev_accuracy)} | {status.scored:,} scored{left}{paid}, "
             f"{status.rate:.1f}/s{eta} | {record.distinct:.0%} distinct"
         )
         for client in record.clients:
@@ -108,6 +109,8 @@ class Progress:
         table.add_row(
             f"{status.phase}, round {status.round + 1}", bar, left, f"{status.rate:.1f} examples/s", eta
         )
+        if status.money:
+            table.add_row("", f"money {status.money}")
         clients = Table.grid(padding=(0, 2))
         for name, scored in status.clients.items():
             record = next((c for c in self._last.clients if c.client == name), None) if self._last else None

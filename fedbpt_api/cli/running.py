@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedbpt_api.cli.output import Json, Sets, err, out, overrides, print_json, print_result
+from fedbpt_api.cli.estimate import made_estimate, print_estimate
+from fedbpt_api.cli.output import ConfigPath, Json, Sets, err, out, overrides, print_json, print_result
 from fedbpt_api.cli.progress import Progress
 from fedbpt_api.errors import ConfigError, FedbptError, QuotaError
 from fedbpt_api.run.config import load_settings, load_task
@@ -25,8 +26,6 @@ from fedbpt_api.run.replay import COMPARED
 from fedbpt_api.run.replay import replay as replay_run
 from fedbpt_api.run.resume import resumed
 from fedbpt_api.run.tune import Tuner
-
-ConfigPath = Annotated[Path, typer.Argument(help="The configuration, a TOML file (see: fedbpt init).")]
 
 
 def tune(
@@ -39,6 +38,12 @@ def tune(
     rounds: Annotated[int | None, typer.Option(help="Most rounds (search.rounds).")] = None,
     sets: Sets = None,
     as_json: Json = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what the run will take; nothing is spent or written.")
+    ] = False,
+    foresee: Annotated[
+        bool, typer.Option("--estimate", help="Make an estimate first, for the report to set beside.")
+    ] = False,
 ) -> None:
     """Tune one prompt over all clients of CONFIG and test it once at the end.
 
@@ -50,8 +55,14 @@ def tune(
     found |= {key: value for key, value in given.items() if value is not None}
     settings = load_settings(config, found)
     task = load_task(settings)
+    if dry_run:
+        print_estimate(settings, task, 0, as_json=as_json)
+        return
+    foreseen = made_estimate(settings, task, 0) if foresee else None
     path = run_dir or Path("runs") / f"{config.stem}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder.begin(path, settings, Inputs.of(task, config, found))
+    if foreseen is not None:
+        folder.write_estimate(foreseen)
     _work(lambda listener: Tuner(settings, task, folder, listener), path, as_json)
 
 

@@ -22,7 +22,7 @@ from fedbpt_api.prompts.space import AnyPrompt, Ids, PromptSpace
 from fedbpt_api.prompts.written import CHOICES, SHORTEST, Job, Line, write_line
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import BudgetSpent
-from fedbpt_api.scoring.encode import EncodedSet, EncodedText
+from fedbpt_api.scoring.encode import EncodedSet, EncodedText, longest
 from fedbpt_api.scoring.losses import Labels, Loss
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.search import cma_es
@@ -161,6 +161,17 @@ class Client:
     def own_lengths(self) -> tuple[int, ...]:
         """Tokens of each training input that no other shares: from its text to its end."""
         return tuple(len(text) - self.lead for text in self._train.texts)
+
+    def sample(self, n: int) -> tuple[EncodedText, ...]:
+        """At most n training texts of different lengths, to measure a server's speed with."""
+        texts = sorted(self._train.texts, key=len)
+        places = np.linspace(0, len(texts) - 1, min(n, len(texts))).astype(int)
+        return tuple(texts[place] for place in places)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest training or development input without its prompt."""
+        return longest([self._train.texts, self._dev.texts])
 
     def moved(self) -> Client:
         """The same client with the prompt's place right behind its texts."""

@@ -17,6 +17,7 @@ from fedbpt_api.data import SUFFIXES
 from fedbpt_api.task import LabelWords, did_you_mean, template_problems
 
 DATA_FILES = ("train", "dev", "test")
+PRICES = ("input", "cached", "output")
 RESERVED_NAME = "*"
 # What pydantic says and what a user of a TOML file reads instead; later patterns see what earlier ones made.
 PLAIN_WORDS = (
@@ -74,9 +75,11 @@ def cross_problems(values: Mapping[str, object]) -> Iterator[str]:
         yield "clients, data: expected one of them, got none; add a [[clients]] for each party, or one [data]"
     budget = values.get("budget")
     if isinstance(budget, Mapping) and all(
-        budget.get(key) is None for key in ("scored", "tokens", "seconds")
+        budget.get(key) is None for key in ("scored", "tokens", "seconds", "money")
     ):
-        yield "budget: expected scored, tokens or seconds, got none; set at least one, such as scored = 4000"
+        kinds = "scored, tokens, seconds or money"
+        yield f"budget: expected {kinds}, got none; set at least one, such as scored = 4000"
+    yield from _price_problems(values)
     search, prompts = values.get("search"), values.get("prompts")
     soft = isinstance(search, Mapping) and search.get("space") == "soft"
     if soft and isinstance(prompts, list | tuple) and not any(prompts):
@@ -107,6 +110,12 @@ def file_problems(values: Mapping[str, object], base: Path) -> Iterator[str]:
     """
     places = [(f"clients.{i}", client) for i, client in enumerate(_sections(values.get("clients")))]
     places += [("data", data) for data in _sections([values.get("data")])]
+    sections = [("price", values.get("price"))]
+    sections += [(f"{where}.price", client.get("price")) for where, client in places]
+    for where, price in sections:
+        file = price.get("file") if isinstance(price, Mapping) else None
+        if isinstance(file, str | Path) and not (path := Path(base, file).resolve()).is_file():
+            yield f"{where}.file: no file {path}; correct the path or create it"
     for where, section in places:
         for part in DATA_FILES:
             value = section.get(part)
@@ -125,6 +134,54 @@ def _file_problem(key: str, path: Path) -> Iterator[str]:
     else:
         near = did_you_mean(path.name, (other.name for other in path.parent.iterdir()))
         yield f"{key}: no file {path}{near}; correct the path or create it"
+
+
+def _price_problems(values: Mapping[str, object]) -> Iterator[str]:
+    """Prices that say too little or twice, and money that nothing says the price of."""
+    clients = _sections(values.get("clients"))
+    prices = [("price", values.get("price"))]
+    prices += [(f"clients.{i}.price", client.get("price")) for i, client in enumerate(clients)]
+    for where, price in prices:
+        if not isinstance(price, Mapping):
+            continue
+        own = [key for key in PRICES if price.get(key) is not None]
+        if price.get("file") is not None:
+            if own:
+                yield f"{where}: expected either file or {', '.join(own)}, got both; remove one of them"
+            continue
+        if price.get("model") is not None:
+            yield f"{where}.model: it chooses a table of a file; add file, or remove it"
+        yield from (f"{where}.{problem}" for problem in amount_problems(price))
+    budgets: list[tuple[str, object, Mapping[str, object] | None]] = [("budget", values.get("budget"), None)]
+    budgets += [(f"clients.{i}.budget", c.get("budget"), c) for i, c in enumerate(clients)]
+    for where, budget, client in budgets:
+        if not isinstance(budget, Mapping) or budget.get("money") is None:
+            continue
+        payers = clients if client is None and clients else [client or {}]
+        for payer in payers:
+            elsewhere = payer.get("backend") is not None  # the run's price is not that server's
+            if payer.get("price") is None and (elsewhere or values.get("price") is None):
+                place = f"clients.{clients.index(payer)}.price" if elsewhere else "price"
+                yield f"{where}.money: nothing says what tokens cost; give {place}.input and {place}.output"
+                break
+    currencies = {
+        str(price.get("currency") or "USD")
+        for _, price in prices
+        if isinstance(price, Mapping) and price.get("file") is None
+    }
+    if len(currencies) > 1:
+        named = ", ".join(sorted(currencies))
+        yield f"price.currency: expected one currency, got {named}; convert the prices"
+
+
+def amount_problems(price: Mapping[str, object]) -> Iterator[str]:
+    """What is wrong with the amounts of a price table, each beginning with its key."""
+    cached, full = price.get("cached"), price.get("input")
+    for key in ("input", "output"):
+        if price.get(key) is None:
+            yield f"{key}: this key is missing; give the price of a million tokens, 0 if they are free"
+    if isinstance(cached, int | float) and isinstance(full, int | float) and cached > full:
+        yield f"cached: expected at most input, {full:g}, got {cached:g}; correct it"
 
 
 def _name_problems(clients: Iterable[Mapping[str, object]]) -> Iterator[str]:

@@ -84,6 +84,7 @@ class Status:
         clients: For each client, scored examples spent.
         tested: Test pairs answered, and how many there are.
         notice: What slows the run down just now; empty while all is well.
+        money: What was paid so far, for people; empty where there is no price.
     """
 
     phase: str
@@ -95,6 +96,7 @@ class Status:
     clients: dict[str, int]
     tested: tuple[int, int] = (0, 0)
     notice: str = ""
+    money: str = ""
 
     @property
     def seconds_left(self) -> float | None:

@@ -3,6 +3,7 @@
 settings.json  the resolved settings          versions.json  what took part
 inputs.json    what tells whether data or configuration are still the same
 rounds.jsonl   every round's numbers          prompts.jsonl  every prompt that all clients judged
+estimate.json  what was foreseen, where an estimate was asked for
 prompt.json    the best prompt so far, then the tuned one
 result.json    the whole result               report.html    the same, to look at and to send
 scores-N.journal  every score of client N, on disk before it was used
@@ -26,10 +27,12 @@ from fedbpt_api.errors import RunFolderError
 from fedbpt_api.prompts.tuned import TunedPrompt, read_json, write_json
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed
+from fedbpt_api.run.foreseen import Estimate
 from fedbpt_api.run.inputs import Inputs
 from fedbpt_api.run.report import ReportInput, write_report
 from fedbpt_api.run.result import RoundRecord, RunResult
 
+ESTIMATE = "estimate.json"
 _LIMIT = 50_000_000  # bytes of any file that is read back
 
 
@@ -99,6 +102,11 @@ class RunFolder:
                 f"{path} cannot be written: {error.strerror}", "choose another --run-dir"
             ) from error
 
+    def write_estimate(self, estimate: Estimate) -> None:
+        """What was foreseen, before anything is asked."""
+        with _writing(self.path):
+            write_json(self.path / ESTIMATE, estimate.to_dict())
+
     def write_versions(self, versions: dict[str, str]) -> None:
         """What takes part, known once the model is open."""
         self._versions = versions
@@ -138,6 +146,7 @@ class RunFolder:
             verbalizer=prompt.verbalizer.kind,
             settings=settings.model_dump(mode="json"),
             versions=self._versions,
+            estimate=read_estimate(self.path),
         )
         with _writing(self.path):
             write_report(result, shown, self.path / "report.html")
@@ -167,6 +176,16 @@ def is_finished(folder: Path) -> bool:
         RunFolderError: Its result is damaged.
     """
     return (folder / "result.json").exists() and read_result(folder).stopped != "cancelled"
+
+
+def read_estimate(folder: Path) -> Estimate | None:
+    """What was foreseen before the run; None where nobody asked.
+
+    Raises:
+        RunFolderError: The file is damaged.
+    """
+    path = folder / ESTIMATE
+    return Estimate.from_dict(read_json(path, _LIMIT)) if path.exists() else None
 
 
 def read_result(folder: Path) -> RunResult:

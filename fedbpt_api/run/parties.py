@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fedbpt_api.federation.client import Client
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.run.config import BackendSettings, BudgetSettings, Settings
 from fedbpt_api.run.events import Started
+from fedbpt_api.run.prices import price_of
 from fedbpt_api.run.stored import Shelves, scope_of
 from fedbpt_api.scoring.backend import Backend, BackendInfo, Usage
 from fedbpt_api.scoring.budget import Budget, Limits
@@ -27,6 +29,7 @@ from fedbpt_api.scoring.trie import LabelTrie, label_trie, remarks
 from fedbpt_api.task import Task, validate
 
 _LONG = 15.0  # seconds that an answer may take before it is remarked on
+Opener = Callable[..., Awaitable[Backend]]  # as `open_backend`
 _ROOM = 48  # tokens that a prompt may add to the longest starting prompt
 
 
@@ -74,13 +77,23 @@ class Parties:
                 "verbalizer_bytes_up": self.verbalizer_bytes[client.name, "up"],
                 "verbalizer_bytes_down": self.verbalizer_bytes[client.name, "down"],
             }
+            if budget.price is not None:
+                table[client.name]["money"] = float(budget.money)
             if test := self.tests.get(client.name):
                 table[client.name] |= {
                     "test_scored": test.spent.scored,
                     "test_stored": test.stored,
                     "test_prompt_tokens": test.spent.prompt_tokens,
                 }
+                if test.price is not None:
+                    table[client.name]["test_money"] = float(test.money)
         return table
+
+    @property
+    def currency(self) -> str:
+        """What money is counted in; empty where some client's price is not known."""
+        prices = [client.scorer.budget.price for client in self.clients]
+        return "" if None in prices else next((p.currency for p in prices if p is not None), "")
 
     @property
     def notice(self) -> str:
@@ -147,15 +160,19 @@ class Parties:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """What a run keeps on disk, and whether it is a new one.
+    """What a run keeps on disk, and whether it is a new one; for an estimate, who stands for its servers.
 
     Attributes:
         folder: Where; None keeps nothing.
         ended: For a replay: what is raised where more is asked for than was answered. No server is opened.
+        opener: What opens servers.
+        facts: What is known of them already; read from the folder without it.
     """
 
     folder: Path | None = None
     ended: Exception | None = None
+    opener: Opener = open_backend
+    facts: Facts | None = None
 
 
 async def open_parties(
@@ -179,7 +196,9 @@ async def open_parties(
     backends: list[Backend] = []
     secrets = [secret_of(*(rows for _, rows in data.parts())) for data in task.clients]
     path = keep.folder / "model.facts" if keep.folder is not None else None
-    facts = Facts(path, hashlib.blake2b(b"".join(secrets)).digest(), writable=keep.ended is None)
+    facts = keep.facts or Facts(
+        path, hashlib.blake2b(b"".join(secrets)).digest(), writable=keep.ended is None
+    )
     opening = _Opening(keep, facts, settings.search.space == "soft", backends)
     wanted, scope = (
         settings.cache.scores and keep.ended is None,
@@ -219,7 +238,10 @@ async def open_parties(
             for name, encoded_texts in texts.items():
                 where = f"clients.{data.name}.{name}"
                 problems += _too_long(encoded_texts, where, served.info.context, longest_prompt)
+            charged = settings.price if mine is None or mine.backend is None else None
+            charged = mine.price if mine is not None and mine.price is not None else charged
             budget = Budget(_limits(mine.budget if mine else None), run_budget)
+            budget.price = price_of(charged, served.info)
             scorer = Scorer(served, budget, stopping, shelf=its_shelf)
             parties.encoders[data.name] = encoder
             parties.clients.append(
@@ -227,6 +249,12 @@ async def open_parties(
             )
         if problems:
             raise ConfigError(problems, "shorten these texts, or raise backend.context")
+        currencies = {p.currency for c in parties.clients if (p := c.scorer.budget.price) is not None}
+        if len(currencies) > 1:
+            raise ConfigError(
+                f"price: the files of prices name several currencies ({', '.join(sorted(currencies))})",
+                "convert the prices to one",
+            )
         parties.room = min(rooms)
         if keep.folder is not None:
             for number, client in enumerate(parties.clients):
@@ -277,7 +305,9 @@ class _Opening:
         if self.keep.ended is not None:
             return Remembering(None, self.facts, name)
         known = known_info(self.facts, name)
-        live = await open_backend(settings.kind, log_folder=self.keep.folder, known=known, **settings.options)
+        live = await self.keep.opener(
+            settings.kind, log_folder=self.keep.folder, known=known, **settings.options
+        )
         self.opened.append(live)
         backend = Remembering(live, self.facts, name)
         if changes := backend.changes():
@@ -294,7 +324,10 @@ class _Opening:
 
 
 def _limits(budget: BudgetSettings | None) -> Limits:
-    return Limits() if budget is None else Limits(budget.scored, budget.tokens, budget.seconds)
+    if budget is None:
+        return Limits()
+    money = None if budget.money is None else Decimal(str(budget.money))
+    return Limits(budget.scored, budget.tokens, budget.seconds, money)
 
 
 def _too_long(texts: Sequence[EncodedText], where: str, context: int, prompt: int) -> list[str]:

@@ -6,9 +6,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from fedbpt_api.run.result import ALL_CLIENTS, Paired, RoundRecord, Row, RunResult, TestReport
 
+UNKNOWN = "unknown"
 MISSING = "\u2013"
 SIGNIFICANT = 0.05
 """Largest p-value that counts as a difference; the 95 % interval must then exclude 0 as well."""
@@ -65,6 +67,7 @@ class SpendRow:
     bytes_down: float | None
     verbalizer_up: int | float | None
     verbalizer_down: int | float | None
+    money: int | float | None = None
 
 
 def method_name(method: str) -> str:
@@ -90,6 +93,24 @@ def percent(share: float) -> str:
 def number(value: float | None, digits: int = 0) -> str:
     """1234.5 with thousands separators; a dash for None and NaN."""
     return MISSING if value is None or math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def amount(money: float | Decimal | None, currency: str) -> str:
+    """Money as "0.0123 USD": four decimals, or more where it is less than that; "unknown" without a price."""
+    if money is None or not currency:
+        return UNKNOWN
+    return f"{_decimals(float(money))} {currency}"
+
+
+def money_of(money: Decimal, limit: Decimal | None, currency: str) -> str:
+    """What was paid, of what may be: "0.0123 of 0.50 USD"; nothing where there is no price."""
+    if not currency:
+        return ""
+    return amount(money, currency) if limit is None else f"{_decimals(float(money))} of {limit:f} {currency}"
+
+
+def _decimals(money: float) -> str:
+    return f"{money:,.4f}" if money == 0 or money >= 0.001 else f"{money:.2g}"
 
 
 def points(difference: float) -> str:
@@ -247,7 +268,22 @@ def _spend_row(
         bytes_down=mean(down),
         verbalizer_up=total("verbalizer_bytes_up"),
         verbalizer_down=total("verbalizer_bytes_down"),
+        money=_paid(spent),
     )
+
+
+def _paid(spent: Sequence[Mapping[str, int | float]]) -> float | None:
+    """Money for search and test; None unless all prices are known."""
+    if not spent or any("money" not in counts for counts in spent):
+        return None
+    return sum(counts["money"] + counts.get("test_money", 0.0) for counts in spent)
+
+
+def searched_money(result: RunResult) -> float | None:
+    """Money for the search, all clients; None unless all prices are known."""
+    paid = [counts.get("money") for counts in result.spent.values()]
+    known = [money for money in paid if money is not None]
+    return sum(known) if known and len(known) == len(paid) else None
 
 
 def whitespace_pieces(text: str) -> list[tuple[str, str]]:

@@ -17,6 +17,8 @@ from markupsafe import Markup
 
 from fedbpt_api.run import present
 from fedbpt_api.run.chart import Series, line_chart
+from fedbpt_api.run.estimate_view import compared
+from fedbpt_api.run.foreseen import Estimate
 from fedbpt_api.run.result import ALL_CLIENTS, ClientRecord, RoundRecord, Row, RunResult, TestReport
 
 _COLOURS = 8
@@ -38,6 +40,7 @@ class ReportInput:
         verbalizer: Kind of the verbalizer that goes with the tuned prompt.
         settings: The resolved settings; nested mappings are flattened, secrets hidden.
         versions: Name to version of what took part.
+        estimate: What was foreseen; None where nobody asked.
     """
 
     model: str
@@ -46,6 +49,7 @@ class ReportInput:
     verbalizer: str
     settings: Mapping[str, object]
     versions: Mapping[str, object]
+    estimate: Estimate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ def render_report(result: RunResult, shown: ReportInput) -> str:
     environment.filters.update(
         percent=present.percent,
         number=present.number,
+        amount=present.amount,
         points=present.points,
         method=present.method_name,
         client=present.client_name,
@@ -103,6 +108,7 @@ def render_report(result: RunResult, shown: ReportInput) -> str:
         charts=charts,
         legend=legend,
         spend=present.spend_rows(result),
+        foreseen=compared(shown.estimate, result) if shown.estimate is not None else (),
         rounds=list(zip(result.rounds, present.scored_so_far(result.rounds), strict=True)),
         searched=sum(record.round > 0 for record in result.rounds),
         remarks=[(r.round, c.client, c.note, c.answered) for r in result.rounds for c in _remarkable(r)],

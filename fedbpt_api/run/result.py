@@ -210,9 +210,10 @@ class RunResult:
         stopped: Why the search ended: "budget", "rounds", "cap" or "cancelled".
         rounds: Every round.
         spent: Client name to counts: "scored", "duplicates", "stored" (found in the shared store),
-            "prompt_tokens", "cached_tokens", "requests", and "test_scored" and the like for the final
-            test, which is counted apart.
+            "prompt_tokens", "cached_tokens", "requests", "money" where the price is known, and
+            "test_scored" and the like for the final test, which is counted apart.
         test: The final test; None where there was no test data or the run was cancelled.
+        currency: What money is counted in; empty where a price is not known.
     """
 
     folder: str | None
@@ -222,6 +223,7 @@ class RunResult:
     rounds: tuple[RoundRecord, ...]
     spent: dict[str, dict[str, int | float]]
     test: TestReport | None
+    currency: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

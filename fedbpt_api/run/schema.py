@@ -34,6 +34,7 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_as_words)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
+NotNegative = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
@@ -61,6 +62,27 @@ class BudgetSettings(Section):
     scored: Positive | None = None
     tokens: Positive | None = None
     seconds: PositiveFloat | None = None
+    money: PositiveFloat | None = None
+
+
+class PriceSettings(Section):
+    """What a server charges per million tokens, here or in a file.
+
+    Attributes:
+        input: Of prompt tokens.
+        cached: Of prompt tokens from its cache; `input` without it.
+        output: Of generated tokens.
+        currency: What the numbers are in.
+        file: A TOML file with these keys, or with a table of them for each model.
+        model: Which of the file's tables; the backend's model without it.
+    """
+
+    input: NotNegative | None = None
+    cached: NotNegative | None = None
+    output: NotNegative | None = None
+    currency: Annotated[str, Field(min_length=1)] = "USD"
+    file: DataPath | None = None
+    model: str | None = None
 
 
 class ColumnsSettings(Section):
@@ -72,7 +94,7 @@ class ColumnsSettings(Section):
 
 
 class ClientSettings(Section):
-    """One party: its files, and its own budget and backend where they differ from the run's."""
+    """One party: its files, and its own budget, backend and price where they differ from the run's."""
 
     name: str = Field(min_length=1)
     train: DataPath
@@ -80,6 +102,7 @@ class ClientSettings(Section):
     test: DataPath | None = None
     budget: BudgetSettings | None = None
     backend: BackendSettings | None = None
+    price: PriceSettings | None = None
 
 
 class DataSettings(Section):
@@ -197,6 +220,7 @@ class Settings(Section):
     data: DataSettings | None = None
     backend: BackendSettings = BackendSettings()
     budget: BudgetSettings
+    price: PriceSettings | None = None
     search: SearchSettings = SearchSettings()
     federation: FederationSettings = FederationSettings()
     verbalizer: VerbalizerSettings = VerbalizerSettings()

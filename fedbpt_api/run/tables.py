@@ -52,9 +52,14 @@ def plain_text(result: RunResult, width: int = PLAIN_WIDTH) -> str:
         result: The run.
         width: Characters a line.
     """
+    return as_plain(result_view(result), width)
+
+
+def as_plain(view: RenderableType, width: int = PLAIN_WIDTH) -> str:
+    """Anything that rich can print, as lines of text."""
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
     with console.capture() as captured:
-        console.print(result_view(result))
+        console.print(view)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
@@ -118,7 +123,7 @@ def _spend_table(result: RunResult) -> Table:
     table = _table(
         "What was spent (bytes up/down: of a search round, and of all verbalizer fits together)",
         ("Client",),
-        ("Scored", "Duplicates", "Stored", "Test", "Tokens", "Cached", "Round", "Verbalizer"),
+        ("Scored", "Duplicates", "Stored", "Test", "Tokens", "Cached", "Round", "Verbalizer", "Money"),
     )
     for row in present.spend_rows(result):
         style = "bold" if row.client == ALL_CLIENTS else ""
@@ -129,6 +134,7 @@ def _spend_table(result: RunResult) -> Table:
             *(present.number(count) for count in counts),
             f"{present.number(row.bytes_up)}/{present.number(row.bytes_down)}",
             f"{present.number(row.verbalizer_up)}/{present.number(row.verbalizer_down)}",
+            present.amount(row.money, result.currency),
             style=style,
         )
     return table

@@ -52,8 +52,8 @@ async def final_test(
     predictions: dict[str, list[int]] = {c.method: [] for c in contestants}
     for client in tested:
         party = next(c for c in parties.clients if c.name == client.name)
-        budget = parties.tests.setdefault(client.name, Budget())
         theirs = party.scorer
+        budget = parties.tests.setdefault(client.name, Budget(price=theirs.budget.price))
         scorer = Scorer(theirs.backend, budget, parties.stopping, theirs.journal, theirs.shelf)
         scorer.use_words(party.scorer.words)
         encoded = await parties.encoders[client.name].labelled(client.test, "test")

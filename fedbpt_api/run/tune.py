@@ -21,6 +21,7 @@ from fedbpt_api.federation.runtime import Round, Rules, sample, search_round
 from fedbpt_api.prompts.codebook import Codebook, codebook_for
 from fedbpt_api.prompts.space import PromptSpace
 from fedbpt_api.prompts.tuned import TunedPrompt
+from fedbpt_api.run import present
 from fedbpt_api.run.assess import Assessment, Assessor
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed, Event, Finished, Noted, RoundDone, Status, Testing, Warned
@@ -104,6 +105,7 @@ class Tuner:
             clients={c.name: c.scorer.budget.spent.scored for c in parties.clients},
             tested=self._tested,
             notice=parties.notice,
+            money=present.money_of(budget.money, budget.limits.money, parties.currency),
         )
 
     async def run(self) -> RunResult:
@@ -117,7 +119,7 @@ class Tuner:
         watching: asyncio.Task[None] | None = None
         try:
             parties = await open_parties(self.settings, self.task, lambda: self._stopping, self._keep)
-            self._assessor = Assessor(parties, self.settings, self._tell)
+            self._assessor = self._judge(parties)
             if self._folder is not None:
                 self._folder.write_versions(versions(parties.info))
             self._tell(parties.started(self.settings.budget.scored))
@@ -242,6 +244,7 @@ class Tuner:
             rounds=tuple(self._rounds),
             spent=parties.spent(),
             test=None,
+            currency=parties.currency,
         )
         if stopped != "cancelled" and any(client.test for client in self.task.clients):
             self._phase = "test"
@@ -266,6 +269,10 @@ class Tuner:
             await asyncio.sleep(_WATCH)
             if parties.notice:
                 self._tell(Warned(parties.notice))
+
+    def _judge(self, parties: Parties) -> Assessor:
+        """Who judges prompts; an estimate does it otherwise."""
+        return Assessor(parties, self.settings, self._tell)
 
     # Small parts ----------------------------------------------------------------------------
 

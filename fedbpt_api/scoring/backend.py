@@ -144,6 +144,7 @@ class BackendInfo:
             them how many tokens it has beside the pair's own.
         block: Tokens that a prefix cache keeps or drops together; 1 where it keeps every prefix, has none, or
             does not say.
+        generated: Tokens that it generates, and may charge, for an answered input at most.
     """
 
     kind: str
@@ -160,6 +161,7 @@ class BackendInfo:
     continues: bool = True
     inputs: tuple[int, ...] = (0,)
     block: int = 1
+    generated: int = 1
 
 
 @dataclass(frozen=True, slots=True)

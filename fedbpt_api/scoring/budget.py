@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 
 from fedbpt_api.scoring.backend import Usage
+from fedbpt_api.scoring.price import Price
 
 _MARGIN = 2.0  # times as long as so far, prompts of a search may be
 
@@ -19,12 +21,13 @@ _MARGIN = 2.0  # times as long as so far, prompts of a search may be
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Upper bounds; None is no bound. `scored` counts inputs answered by the model: one a (prompt, text)
-    pair, more where label words begin alike (`BackendInfo.inputs`).
+    pair, more where label words begin alike (`BackendInfo.inputs`). `money` is in the price's currency.
     """
 
     scored: int | None = None
     tokens: int | None = None
     seconds: float | None = None
+    money: Decimal | None = None
 
 
 class BudgetSpent(Exception):
@@ -45,25 +48,34 @@ class BudgetSpent(Exception):
 class Budget:
     """Counts what was spent against limits. One per run, one per client.
 
+    Money is counted at the price of the budget that work is reserved and settled with (a client's; its
+    parents add up what that makes). Without a price it is not known, and a limit of it cannot be set.
+
     Attributes:
         limits: What may be spent.
         parent: The run's budget, of a client's.
         clock: Tells seconds.
+        price: What an answer costs.
         spent: What was spent, in all of the run's sessions.
         duplicates: Pairs that had been scored before in this run.
         recalled: Pairs whose answers an earlier session paid for.
+        stored: Pairs whose answers another run paid for.
         grant: A client's share of what is left of the run's budget (`shared_out`).
+        money: What that makes in money.
     """
 
     limits: Limits = field(default_factory=Limits)
     parent: Budget | None = None
     clock: Callable[[], float] = time.monotonic
+    price: Price | None = None
     spent: Usage = field(default_factory=Usage)
     duplicates: int = 0
     recalled: int = 0
     stored: int = 0
     grant: Limits = field(default_factory=Limits)
+    money: Decimal = Decimal(0)
     _reserved: Usage = field(default_factory=Usage)
+    _reserved_money: Decimal = Decimal(0)
     _started: float | None = None
     _standing: float | None = None  # what the clock shows while answers come from a journal
 
@@ -106,11 +118,17 @@ class Budget:
     def used(self, more: int = 0) -> float:
         """Share of this budget that is spent once `more` examples are scored too: of its scarcest limit.
 
-        Tokens are foreseen from what an example took so far; 0 where there is no limit.
+        Tokens and money are foreseen from what an example took so far; 0 where there is no limit.
         """
         limits, scored = self.limits, self.spent.scored + more
-        tokens = self.spent.prompt_tokens * scored / max(self.spent.scored, 1)
-        shares = ((scored, limits.scored), (tokens, limits.tokens), (self.seconds, limits.seconds))
+        grown = scored / max(self.spent.scored, 1)
+        money = None if limits.money is None else float(limits.money)
+        shares = (
+            (scored, limits.scored),
+            (self.spent.prompt_tokens * grown, limits.tokens),
+            (self.seconds, limits.seconds),
+            (float(self.money) * grown, money),
+        )
         return max((spent / limit for spent, limit in shares if limit is not None), default=0.0)
 
     def reserve(self, work: Usage) -> None:
@@ -119,14 +137,20 @@ class Budget:
         Raises:
             BudgetSpent: It does not fit; nothing was set aside.
         """
-        self._check(work)
-        self._add_reserved(work)
+        cost = self._cost(work)
+        self._check(work, cost)
+        for budget in self._chain():
+            budget._reserved = budget._reserved + work
+            budget._reserved_money += cost
 
     def settle(self, reserved: Usage, spent: Usage) -> None:
         """Replace a reservation by what the answer really cost (nothing, where there was none)."""
+        set_aside, cost = self._cost(reserved), self._cost(spent)
         for budget in self._chain():
             budget._reserved = budget._reserved - reserved
+            budget._reserved_money -= set_aside
             budget.spent = budget.spent + spent
+            budget.money += cost
 
     def count_duplicates(self, n: int) -> None:
         """Note n pairs that had been scored before and were not sent again."""
@@ -138,13 +162,16 @@ class Budget:
         for budget in self._chain():
             budget.stored += n
 
-    def _check(self, work: Usage) -> None:
+    def _cost(self, work: Usage) -> Decimal:
+        return Decimal(0) if self.price is None else self.price.of(work)
+
+    def _check(self, work: Usage, cost: Decimal) -> None:
         """Parents first, so that the run's end is not taken for a client's own."""
         if work == Usage():
             return
         if self.parent is not None:
-            self.parent._check(work)
-        used = self.spent + self._reserved + work
+            self.parent._check(work, cost)
+        used, money = self.spent + self._reserved + work, self.money + self._reserved_money + cost
         for limits, own in ((self.limits, self.parent is not None), (self.grant, False)):
             if limits.scored is not None and used.scored > limits.scored:
                 raise BudgetSpent("scored examples", own)
@@ -152,10 +179,8 @@ class Budget:
                 raise BudgetSpent("tokens", own)
             if limits.seconds is not None and self.seconds >= limits.seconds:
                 raise BudgetSpent("seconds", own)
-
-    def _add_reserved(self, work: Usage) -> None:
-        for budget in self._chain():
-            budget._reserved = budget._reserved + work
+            if limits.money is not None and money > limits.money:
+                raise BudgetSpent("money", own)
 
     def _chain(self) -> Iterator[Budget]:
         """This one and its parents."""
@@ -190,15 +215,20 @@ def _grants(budgets: Sequence[Budget], needs: Sequence[int]) -> list[Limits]:
     run, total = budgets[0].parent, sum(needs)
     if run is None or not total:
         return [Limits()] * len(budgets)
-    used = run.spent + run._reserved
-    each = _MARGIN * run.spent.prompt_tokens / max(run.spent.scored, 1)  # tokens of a scored example
-    scored = None if run.limits.scored is None else run.limits.scored - used.scored
-    tokens = None if run.limits.tokens is None else run.limits.tokens - used.prompt_tokens
-    enough = scored is None or total <= scored, tokens is None or total * each <= tokens
+    used, limits, n = run.spent + run._reserved, run.limits, max(run.spent.scored, 1)
+    tokens, money = _MARGIN * run.spent.prompt_tokens / n, Decimal(_MARGIN) * run.money / n  # of an example
+    scarce = Limits()  # what is left of that which may not do
+    if limits.scored is not None and total > (left := limits.scored - used.scored):
+        scarce = replace(scarce, scored=left)
+    if limits.tokens is not None and total * tokens > (left := limits.tokens - used.prompt_tokens):
+        scarce = replace(scarce, tokens=left)
+    if limits.money is not None and total * money > (rest := limits.money - run.money - run._reserved_money):
+        scarce = replace(scarce, money=rest)
     return [
         Limits(
-            None if enough[0] else budget.spent.scored + (scored or 0) * need // total,
-            None if enough[1] else budget.spent.prompt_tokens + (tokens or 0) * need // total,
+            None if scarce.scored is None else budget.spent.scored + scarce.scored * need // total,
+            None if scarce.tokens is None else budget.spent.prompt_tokens + scarce.tokens * need // total,
+            money=None if scarce.money is None else budget.money + scarce.money * need / total,
         )
         for budget, need in zip(budgets, needs, strict=True)
     ]

@@ -135,7 +135,7 @@ def test_an_override_below_a_single_value_is_refused(folder: Path) -> None:
         (
             TOP + REST + CLIENTS + 'tset = "south.csv"\n',
             "clients.1.tset: unknown key (did you mean 'test'?); "
-            "expected one of name, train, dev, test, budget, backend, so correct or remove it",
+            "expected one of name, train, dev, test, budget, backend, price, so correct or remove it",
         ),
         (
             TOP + REST + CLIENTS + "budget = { scord = 5 }\n",
@@ -184,7 +184,7 @@ def test_an_override_below_a_single_value_is_refused(folder: Path) -> None:
         (TOP + REST + CLIENTS + "[columns]\ntext_b = 'b'\n", "columns.text_b: the template has no {text_b}"),
         (
             TOP + REST.replace("scored = 100", "") + CLIENTS,
-            "budget: expected scored, tokens or seconds, got none",
+            "budget: expected scored, tokens, seconds or money, got none",
         ),
         (TOP + REST, "clients, data: expected one of them, got none; add a [[clients]] for each party"),
         (TOP + REST + CLIENTS + DATA, "clients, data: expected one of them, got both"),
