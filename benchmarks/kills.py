@@ -197,7 +197,7 @@ async def kill_on_stub(kills: int, seed: int) -> Found:
     draw, server = random.Random(seed), Counting()
 
     def strike(pairs: int, seconds: float) -> Strike:
-        inside, lists = draw.random() < 0.35, pairs // 12  # about: a call brings a client's texts
+        inside, lists = draw.random() < 0.35, pairs // 40  # of these some are left at any moment
         server.reached.clear()
         if inside:
             server.at = 0
