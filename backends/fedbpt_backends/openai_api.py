@@ -274,6 +274,7 @@ def _info(pilot: Pilot, route: Route, context: int, noise: float) -> BackendInfo
         parallel=8,
         complete=False,
         noise=noise,
+        learns=True,
         continues=route.continues,
     )
 

@@ -145,6 +145,7 @@ class BackendInfo:
         block: Tokens that a prefix cache keeps or drops together; 1 where it keeps every prefix, has none, or
             does not say.
         generated: Tokens that it generates, and may charge, for an answered input at most.
+        learns: Whether it can only say what it has been shown: a vocabulary of pieces of text.
     """
 
     kind: str
@@ -162,6 +163,7 @@ class BackendInfo:
     inputs: tuple[int, ...] = (0,)
     block: int = 1
     generated: int = 1
+    learns: bool = False
 
 
 @dataclass(frozen=True, slots=True)

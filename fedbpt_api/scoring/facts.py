@@ -136,6 +136,8 @@ class Remembering:
             self._facts.put(key, self._masked(ids, text))
         else:
             ids = self._masked(known, text)
+            if self._info.learns and self._backend is not None:
+                await self._backend.tokenize(text)
         self._texts[text] = ids
         return ids
 

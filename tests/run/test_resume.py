@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from backends.fake_vllm import FakeVllm, healthy
 from fedbpt_api import resume
-from fedbpt_api.errors import ConfigError, FedbptError, RunFolderError
+from fedbpt_api.errors import ConfigError, FedbptError, QuotaError, RunFolderError
 from fedbpt_api.run.config import load_settings, load_task
 from fedbpt_api.run.events import Noted
 from fedbpt_api.run.folder import RunFolder
@@ -159,6 +160,30 @@ async def test_a_lost_server_ends_the_run_and_a_new_one_goes_on(toys: Toys, tmp_
     assert numbers(result) == numbers(whole)
     before, after = (toys["toy"].answered.total(), answered)
     assert before + after <= scored(whole) + sum(int(c["test_scored"]) for c in whole.spent.values())
+
+
+@pytest.mark.parametrize("kind", ["vllm", "openai"])
+async def test_an_exhausted_quota_ends_the_run_and_it_goes_on_when_somebody_has_paid(
+    tmp_path: Path, kind: str
+) -> None:
+    """The server is opened again without a question that costs, and still knows the run's words."""
+    server = FakeVllm(longest=20 if kind == "openai" else 200)
+    async with server.serve() as url:
+        changes = CHANGES | {"backend.kind": kind, "backend.base_url": url}
+        if kind == "openai":
+            changes |= {"backend.base_url": f"{url}/v1", "backend.model": "toy", "backend.api_key_env": ""}
+        whole = await run_toy(TASK, changes, tmp_path / "whole")
+        requests, server.completions = server.completions, 0
+        server.script = lambda number, repeat: "quota" if number > requests // 2 else ""
+        with pytest.raises(QuotaError, match="quota"):
+            await run_toy(TASK, changes, tmp_path / "run")
+        server.script, before = healthy, server.completions
+        result = await resume(tmp_path / "run", task=TASK)
+        assert numbers(result) == numbers(whole)
+        assert result.prompt == whole.prompt and result.test == whole.test
+        under_way = before - requests // 2
+        assert server.completions <= requests + under_way + 8  # some go in other lists than they did
+    assert (await replay(tmp_path / "run", TASK)).differences == ()
 
 
 async def test_seconds_count_on_from_the_session_before(toys: Toys, tmp_path: Path) -> None:

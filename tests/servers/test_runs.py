@@ -62,6 +62,14 @@ def accuracy(run: Path, tests: Path, *options: str) -> float:
     return 100 * float(found["accuracy"])
 
 
+def replayed(run: Path, tmp_path: Path) -> None:
+    """In another process, from another folder, without the server: the same to the bit."""
+    moved = tmp_path / "elsewhere" / "copied"
+    shutil.copytree(run, moved)
+    found = json.loads(fedbpt("replay", moved, "--json"))
+    assert found["differences"] == [] and found["answers"] > 0
+
+
 def test_words_are_tuned_and_evaluated(demo: Path, tests: Path, tmp_path: Path, vllm_url: str) -> None:
     run = tmp_path / "run"
     result = tune(demo, run, *on(vllm_url), "budget.scored=1300", "search.rounds=2")
@@ -72,6 +80,7 @@ def test_words_are_tuned_and_evaluated(demo: Path, tests: Path, tmp_path: Path, 
     own = accuracy(run, tests, "--set", f"base_url={vllm_url}")
     assert own == pytest.approx(100 * rows["tuned"]["accuracy"], abs=0.5)
     assert json.loads((run / "versions.json").read_bytes())["backend way"] == "logprob_token_ids"
+    replayed(run, tmp_path)
 
 
 def test_vectors_are_tuned_evaluated_and_exported(
@@ -90,6 +99,7 @@ def test_vectors_are_tuned_evaluated_and_exported(
     assert sum(r.usage.scored for r in records) >= sum(c["scored"] for c in result["spent"].values())
     own = accuracy(run, tests, "--set", f"base_url={vllm_url}")
     assert own == pytest.approx(100 * rows["tuned"]["accuracy"], abs=0.5)
+    replayed(run, tmp_path)
 
     prompt = TunedPrompt.load(run)
     if prompt.soft is None:  # the starting prompt was better than every vector
