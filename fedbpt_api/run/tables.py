@@ -120,21 +120,26 @@ def _paired_table(test: TestReport) -> Table:
 
 
 def _spend_table(result: RunResult) -> Table:
+    """What each client spent; of the shared store and of money only where there is something to say."""
+    rows = present.spend_rows(result)
+    stored = any(row.stored for row in rows)
+    money = any(row.money is not None for row in rows)
+    names = ("Scored", "Duplicates", *["Stored"] * stored, "Test", "Tokens", "Cached", "Round", "Verbalizer")
     table = _table(
         "What was spent (bytes up/down: of a search round, and of all verbalizer fits together)",
         ("Client",),
-        ("Scored", "Duplicates", "Stored", "Test", "Tokens", "Cached", "Round", "Verbalizer", "Money"),
+        (*names, *["Money"] * money),
     )
-    for row in present.spend_rows(result):
+    for row in rows:
         style = "bold" if row.client == ALL_CLIENTS else ""
-        free = (row.duplicates, row.stored)
+        free = (row.duplicates, *[row.stored] * stored)
         counts = (row.scored, *free, row.test_scored, row.prompt_tokens, row.cached_tokens)
         table.add_row(
             Text(present.client_name(row.client)),
             *(present.number(count) for count in counts),
             f"{present.number(row.bytes_up)}/{present.number(row.bytes_down)}",
             f"{present.number(row.verbalizer_up)}/{present.number(row.verbalizer_down)}",
-            present.amount(row.money, result.currency),
+            *[present.amount(row.money, result.currency)] * money,
             style=style,
         )
     return table

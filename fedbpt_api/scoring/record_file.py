@@ -8,6 +8,7 @@ written is recognised by its checksum, and dropped.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zlib
@@ -56,16 +57,27 @@ class RecordFile:
 
     def __init__(self, path: Path, header: Mapping[str, Any], whole: int | None = None) -> None:
         self._path = path
-        try:
-            self._file = path.open("xb" if whole is None else "r+b", buffering=0)
-        except OSError as error:
-            raise RunFolderError(f"{path} cannot be written: {error.strerror}") from error
         self._whole = whole or 0
         self._end = self._whole  # bytes of the file, those that are set aside included
-        if whole is None:
-            self._write(orjson.dumps(header) + b"\n", sync=True)
-        else:
-            self._cut()
+        new = path.with_name(path.name + ".new")
+        try:
+            if whole is None and path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            self._file = new.open("wb", buffering=0) if whole is None else path.open("r+b", buffering=0)
+        except OSError as error:
+            raise self._failed(error) from error
+        try:
+            if whole is None:  # so that its first line is whole, or there is no file
+                self._write(orjson.dumps(header) + b"\n", sync=True)
+                new.replace(path)
+            else:
+                self._cut()
+        except OSError as error:
+            self._file.close()
+            raise self._failed(error) from error
+        except RunFolderError:
+            self._file.close()
+            raise
 
     def append(self, payload: bytes, *, sync: bool = True) -> None:
         """Add a record; with `sync` it is on disk when this returns.
