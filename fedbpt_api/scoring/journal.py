@@ -101,7 +101,7 @@ class Past:
 
     def when(self, pairs: Sequence[int]) -> float:
         """When the last of these answers came, in seconds since the run began."""
-        return max(self._heads[int(self._of[pair])].seconds for pair in pairs)
+        return max(self._heads[number].seconds for number in self._by_record(pairs))
 
     @property
     def scored(self) -> int:
@@ -120,31 +120,42 @@ class Past:
         wanted = np.frombuffer(b"".join(keys), dtype="<u8").reshape(-1, 2)
         at = np.minimum(np.searchsorted(self._halves[:, 0], wanted[:, 0]), len(self) - 1)
         same = (self._halves[at] == wanted).all(axis=1)
-        return [int(self._order[i]) if found else None for i, found in zip(at, same, strict=True)]
+        pairs = zip(self._order[at].tolist(), same.tolist(), strict=True)
+        return [pair if found else None for pair, found in pairs]
 
     def rows(self, pairs: Sequence[int]) -> Rows:
         """Answers of pairs, all of one kind: [n, T] float32, or [n] of lists."""
-        by_record: dict[int, tuple[Answer, ...]] = {}
-        answers = []
-        for pair in pairs:
-            number = int(self._of[pair])
-            if number not in by_record:
-                by_record[number] = _answers(self._records[number], self._heads[number], self._place)
-            answers.append(by_record[number][pair - int(self._first[number])])
+        answers: list[Answer] = [{}] * len(pairs)
+        for number, places in self._by_record(pairs).items():
+            found = _answers(self._records[number], self._heads[number], self._place)
+            first = int(self._first[number])
+            for place in places:
+                answers[place] = found[pairs[place] - first]
         return as_rows(answers)
 
     def usage(self, pairs: Sequence[int]) -> Usage:
         """What pairs cost: their requests' usage, shared evenly among each one's pairs."""
         total = Usage()
-        for pair in pairs:
-            number = int(self._of[pair])
-            head = self._heads[number]
-            total = total + _share(head.usage, pair - int(self._first[number]), head.pairs)
+        for number, places in self._by_record(pairs).items():
+            head, first = self._heads[number], int(self._first[number])
+            if len(places) == head.pairs:
+                total = total + head.usage
+                continue
+            for place in places:
+                total = total + _share(head.usage, pairs[place] - first, head.pairs)
         return total
 
     def free(self, pairs: Sequence[int]) -> int:
         """How many of these answers cost nothing: they came from the shared store."""
-        return sum(self._heads[int(self._of[pair])].usage == Usage() for pair in pairs)
+        found = self._by_record(pairs).items()
+        return sum(len(places) for number, places in found if self._heads[number].usage == Usage())
+
+    def _by_record(self, pairs: Sequence[int]) -> dict[int, list[int]]:
+        """For each record that some of `pairs` are in, their places in `pairs`."""
+        found: dict[int, list[int]] = {}
+        for place, number in enumerate(self._of[list(pairs)].tolist()):
+            found.setdefault(number, []).append(place)
+        return found
 
 
 class Journal:
