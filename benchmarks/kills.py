@@ -304,7 +304,7 @@ def _used(place: Path) -> int:
 def _llama(url: str) -> dict[str, object]:
     """Scores that do not depend on what was asked before."""
     backend = {"backend.kind": "llamacpp", "backend.base_url": url, "backend.exact": True}
-    return {**backend, "budget.scored": 400, "search.rounds": 2, "search.form": "words"}
+    return {**backend, "budget.scored": 220, "search.rounds": 1, "search.form": "words"}
 
 
 async def _predicted(url: str) -> int:
