@@ -194,11 +194,16 @@ def _split(path: Path | None, found: Split, data: DataSettings, seed: int, probl
         return ()
 
 
+def rooted(key: str, value: object) -> object:
+    """The value of a setting from the command line: a data file as seen from the working directory."""
+    names = key.split(".")
+    is_file = names[-1] in DATA_FILES and names[0] in ("data", "clients") and isinstance(value, str)
+    return str(Path.cwd() / str(value)) if is_file else value
+
+
 def _put(values: dict[str, object], key: str, value: object) -> str | None:
     """Set one dotted key in nested values; the problem if the way there is blocked."""
-    names = key.split(".")
-    if names[-1] in DATA_FILES and names[0] in ("data", "clients") and isinstance(value, str):
-        value = str(Path.cwd() / value)
+    names, value = key.split("."), rooted(key, value)
     place: object = values
     for depth, name in enumerate(names):
         here = ".".join(names[:depth])

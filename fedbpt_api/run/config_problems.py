@@ -66,6 +66,27 @@ def describe(detail: Mapping[str, object], schema: type[BaseModel]) -> str:
     return f"{key}: {expected}, got {_short(detail.get('input'))}; correct it"
 
 
+SECRET = re.compile(r"api_?key|secret|password|passwd|authorization|credential|(^|[_-])token$", re.IGNORECASE)
+"""Names of what must not be written anywhere."""
+
+
+def _secret_problems(values: Mapping[str, object]) -> Iterator[str]:
+    """Secrets that stand in the file itself: they would be written into the run folder."""
+    places = [("backend", values.get("backend"))]
+    places += [
+        (f"clients.{number}.backend", client.get("backend"))
+        for number, client in enumerate(_sections(values.get("clients")))
+    ]
+    for place, backend in places:
+        headers = backend.get("headers") if isinstance(backend, Mapping) else None
+        for name, value in headers.items() if isinstance(headers, Mapping) else ():
+            if SECRET.search(str(name)) and "${" not in str(value):
+                yield (
+                    f"{place}.headers.{name}: a secret does not belong into the file; put it into an "
+                    "environment variable and name that: ${NAME}"
+                )
+
+
 def cross_problems(values: Mapping[str, object]) -> Iterator[str]:
     """What is wrong between keys, for the keys whose own types are right."""
     clients, data = values.get("clients"), values.get("data")
@@ -80,6 +101,7 @@ def cross_problems(values: Mapping[str, object]) -> Iterator[str]:
         kinds = "scored, tokens, seconds or money"
         yield f"budget: expected {kinds}, got none; set at least one, such as scored = 4000"
     yield from _price_problems(values)
+    yield from _secret_problems(values)
     search, prompts = values.get("search"), values.get("prompts")
     soft = isinstance(search, Mapping) and search.get("space") == "soft"
     if soft and isinstance(prompts, list | tuple) and not any(prompts):

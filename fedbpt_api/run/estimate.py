@@ -25,6 +25,7 @@ from fedbpt_api.run.foreseen import Estimate, Figures
 from fedbpt_api.run.parties import Keep, Parties, open_parties
 from fedbpt_api.run.rehearsal import Rehearsal, Speed, Stage
 from fedbpt_api.run.result import ALL_CLIENTS
+from fedbpt_api.run.schema import CacheSettings
 from fedbpt_api.scoring.backend import Usage
 from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.price import Price
@@ -57,6 +58,8 @@ async def estimate(settings: Settings, task: Task, probes: int = PROBES) -> Esti
             "budget.seconds: what is done in that time is not known without asking the server",
             "use fedbpt estimate without --no-probe, or set another limit",
         )
+    # Made-up answers must not get into the shared store.
+    settings = settings.model_copy(update={"cache": CacheSettings(scores=False)})
     stage = Stage(settings, task, open_backend)
     try:
         stage.speed, paid = await _measured(stage, probes)

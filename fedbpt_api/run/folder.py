@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import orjson
@@ -33,6 +34,8 @@ from fedbpt_api.run.report import ReportInput, write_report
 from fedbpt_api.run.result import RoundRecord, RunResult
 
 ESTIMATE = "estimate.json"
+_LEFT = ("model.facts", "versions.json", "estimate.json", "rounds.jsonl", "prompts.jsonl", "prompt.json",
+         "result.json", "report.html")  # fmt: skip
 _LIMIT = 50_000_000  # bytes of any file that is read back
 
 
@@ -42,10 +45,7 @@ class RunFolder:
     def __init__(self, path: Path, lock: FileLock) -> None:
         self.path = path
         self._lock = lock
-        self._rounds = (path / "rounds.jsonl").open(
-            "wb", buffering=0
-        )  # made anew: they follow from the journals
-        (path / "prompts.jsonl").unlink(missing_ok=True)
+        self._rounds: FileIO | None = None
         self._versions: dict[str, str] = {}
 
     @classmethod
@@ -91,6 +91,9 @@ class RunFolder:
                     f"go on with it (fedbpt resume {path}), or name another folder with --run-dir; "
                     "runs are never overwritten",
                 )
+            if new:  # what an attempt left that ended before anything was scored
+                for name in _LEFT:
+                    (path / name).unlink(missing_ok=True)
             return cls(path, lock)
         except Timeout:
             raise RunFolderError(
@@ -101,6 +104,13 @@ class RunFolder:
             raise RunFolderError(
                 f"{path} cannot be written: {error.strerror}", "choose another --run-dir"
             ) from error
+
+    def start(self) -> None:
+        """Begin to write what follows from the journals, anew where there is something already."""
+        with _writing(self.path):
+            for name in ("result.json", "report.html", "prompts.jsonl"):
+                (self.path / name).unlink(missing_ok=True)
+            self._rounds = (self.path / "rounds.jsonl").open("wb", buffering=0)
 
     def write_estimate(self, estimate: Estimate) -> None:
         """What was foreseen, before anything is asked."""
@@ -115,6 +125,7 @@ class RunFolder:
 
     def append_round(self, record: RoundRecord) -> None:
         """Add a round, on disk when this returns."""
+        assert self._rounds is not None, "the run was not started"
         with _writing(self.path):
             self._rounds.write(orjson.dumps(record.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
             os.fsync(self._rounds.fileno())
@@ -153,7 +164,8 @@ class RunFolder:
             write_json(self.path / "result.json", result.to_dict())  # last: it says that the run is finished
 
     def close(self) -> None:
-        self._rounds.close()
+        if self._rounds is not None:
+            self._rounds.close()
         self._lock.release()
 
 

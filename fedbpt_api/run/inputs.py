@@ -17,7 +17,7 @@ import orjson
 
 from fedbpt_api.errors import ConfigError, RunFolderError
 from fedbpt_api.prompts.tuned import read_json
-from fedbpt_api.run.config import Settings, build_settings, load_settings
+from fedbpt_api.run.config import Settings, build_settings, load_settings, rooted
 from fedbpt_api.task import Task
 
 _LIMIT = 50_000_000  # bytes
@@ -46,7 +46,11 @@ class Inputs:
             for client in task.clients
             for part, rows in client.parts()
         }
-        return cls(texts, str(config.resolve()) if config else None, dict(overrides or {}))
+        return cls(
+            texts,
+            str(config.resolve()) if config else None,
+            {key: rooted(key, value) for key, value in (overrides or {}).items()},
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

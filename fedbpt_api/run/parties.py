@@ -151,8 +151,10 @@ class Parties:
         """Start the clocks; where answers are on disk already, they stand until something new is asked."""
         journals = [journal for client in self.clients if (journal := client.scorer.journal) is not None]
         standing = any(journal.ended is not None or len(journal.past) for journal in journals)
-        for budget in (self.budget, *(client.scorer.budget for client in self.clients)):
-            budget.start(standing=standing)
+        reached = max((journal.past.seconds for journal in journals), default=0.0)
+        self.budget.start(standing=standing, reached=reached)
+        for client in self.clients:
+            client.scorer.budget.start(standing=standing)
         for client in self.clients:
             if (journal := client.scorer.journal) is not None:
                 client.scorer.budget.settle(Usage(), journal.past.lost)
@@ -194,18 +196,17 @@ async def open_parties(
     keep = keep or Keep()
     warnings = validate(task)
     backends: list[Backend] = []
+    clients: list[Client] = []
     secrets = [secret_of(*(rows for _, rows in data.parts())) for data in task.clients]
     path = keep.folder / "model.facts" if keep.folder is not None else None
     facts = keep.facts or Facts(
         path, hashlib.blake2b(b"".join(secrets)).digest(), writable=keep.ended is None
     )
     opening = _Opening(keep, facts, settings.search.space == "soft", backends)
-    wanted, scope = (
-        settings.cache.scores and keep.ended is None,
-        scope_of(facts.secret, settings.model_dump()),
-    )
-    shelves = await Shelves.open(wanted, scope, warnings)
+    wanted = settings.cache.scores and keep.ended is None
+    scope, shelves = scope_of(facts.secret, settings.model_dump()), Shelves(None, b"", warnings)
     try:
+        shelves = await Shelves.open(wanted, scope, warnings)
         plain = await opening.open(settings.backend, "server")
         trie = await label_trie(plain, task.label_words)
         warnings += await remarks(plain, trie)
@@ -213,7 +214,9 @@ async def open_parties(
         shelf = await shelves.of(backends[-1], settings.backend.options, trie) if backends else None
         run_budget = Budget(_limits(settings.budget))
         prompts = {text: await backend.tokenize(text) for text in settings.prompts}
-        parties = Parties(backend, task, trie, run_budget, [], backends, {}, stopping, warnings, facts=facts)
+        parties = Parties(
+            backend, task, trie, run_budget, clients, backends, {}, stopping, warnings, facts=facts
+        )
         parties.shelves = shelves
         parties.start_ids = prompts[settings.prompts[0]]
         longest_prompt = max(map(len, prompts.values())) + _ROOM
@@ -262,6 +265,9 @@ async def open_parties(
                 client.scorer.journal = Journal(place, secrets[number], keep.ended)
     except BaseException:
         facts.close()
+        for client in clients:
+            if client.scorer.journal is not None:
+                client.scorer.journal.close()
         await shelves.aclose()
         for opened in backends:
             await opened.aclose()

@@ -29,6 +29,7 @@ COMPARED = ("rounds.jsonl", "prompts.jsonl", "prompt.json", "result.json")
 """Files that a replay makes anew."""
 
 _CLOCKS = frozenset({"seconds", "folder"})  # what a clock measured, and where the run lay
+_STOPPED = _CLOCKS | {"duplicates"}  # a replay does not know at which question the user stopped the run
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,15 @@ async def replay(
             await tuner.run()
         except RunFolderError:
             raise
+        except (BudgetSpent, Stopped) as error:
+            differences.append(f"the replay asks for what the run never did ({error or 'it was stopped'})")
         except FedbptError as error:
             if told:  # else it ends where the run was killed
                 differences.append(f"the replay ended early: {error.message}")
         status = tuner.status
         compared = COMPARED if told else COMPARED[:2]
-        differences += [d for name in compared if (d := _difference(folder, again.path, name, told))]
+        apart = _STOPPED if stopped else _CLOCKS
+        differences += [d for name in compared if (d := _difference(folder, again.path, name, told, apart))]
     return Replay(status.scored, status.round, tuple(differences))
 
 
@@ -105,25 +109,26 @@ def _moved(settings: Settings, data: Mapping[str, object]) -> Settings:
     return build_settings(values, source="command line")
 
 
-def _difference(old: Path, new: Path, name: str, told: bool) -> str:
+def _difference(old: Path, new: Path, name: str, told: bool, apart: frozenset[str]) -> str:
     """How a file of the replay differs from the run's, in a sentence; empty where it does not."""
     if not (old / name).exists():
         return "" if not told else f"{name} is missing from the run's folder"
     if not (new / name).exists():
         return f"{name}: the replay has none"
     if name.endswith(".jsonl"):
-        then, now = [_lines(place / name) for place in (old, new)]
+        lines, again = [_lines(place / name) for place in (old, new)]
         if not told:  # a run that was killed may have been cut off anywhere
-            now = now[: len(then)]
-        for number, (a, b) in enumerate(zip(then, now, strict=False), start=1):
-            if found := _first(a, b):
+            again = again[: len(lines)]
+        for number, (a, b) in enumerate(zip(lines, again, strict=False), start=1):
+            if found := _first(a, b, apart):
                 return f"{name}, line {number}: {found}"
-        if len(then) != len(now):
-            return f"{name} has {len(then)} lines, the replay {len(now)}"
+        if len(lines) != len(again):
+            return f"{name} has {len(lines)} lines, the replay {len(again)}"
         return ""
     if name == "prompt.json" and (old / name).read_bytes() == (new / name).read_bytes():
         return ""
-    found = _first(*(_read((place / name).read_bytes(), place / name) for place in (old, new)))
+    then, now = (_read((place / name).read_bytes(), place / name) for place in (old, new))
+    found = _first(then, now, apart)
     return f"{name}: {found}" if found else ""
 
 
@@ -138,17 +143,17 @@ def _read(data: bytes, path: Path) -> Any:
         raise RunFolderError(f"{path} is not valid JSON: {error}", "restore it from a copy") from None
 
 
-def _first(then: Any, now: Any, key: str = "") -> str:
-    """The first place where two JSON values differ, but for clocks; empty where they do not."""
+def _first(then: Any, now: Any, apart: frozenset[str], key: str = "") -> str:
+    """The first place where two JSON values differ, but for the keys `apart`; empty where they do not."""
     pairs: list[tuple[object, Any, Any]] = []
     if isinstance(then, dict) and isinstance(now, dict):
-        names = [name for name in dict.fromkeys((*then, *now)) if name not in _CLOCKS]
+        names = [name for name in dict.fromkeys((*then, *now)) if name not in apart]
         pairs = [(name, then.get(name), now.get(name)) for name in names]
     elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
         pairs = list(zip(range(len(then)), then, now, strict=True))
     elif then != now:
         return f"{key or 'it'} was {_short(then)}, the replay has {_short(now)}"
-    found = (_first(a, b, f"{key}.{name}" if key else str(name)) for name, a, b in pairs)
+    found = (_first(a, b, apart, f"{key}.{name}" if key else str(name)) for name, a, b in pairs)
     return next(filter(None, found), "")
 
 

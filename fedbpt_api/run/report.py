@@ -17,13 +17,13 @@ from markupsafe import Markup
 
 from fedbpt_api.run import present
 from fedbpt_api.run.chart import Series, line_chart
+from fedbpt_api.run.config_problems import SECRET
 from fedbpt_api.run.estimate_view import compared
 from fedbpt_api.run.foreseen import Estimate
 from fedbpt_api.run.result import ALL_CLIENTS, ClientRecord, RoundRecord, Row, RunResult, TestReport
 
 _COLOURS = 8
 _SLOT = re.compile(r"(\{(?:prompt|text|text_a|text_b)\})")
-_SECRET = re.compile(r"api_?key|secret|password|passwd|authorization|credential|(^|_)token$", re.IGNORECASE)
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s\"]+@")
 _HIDDEN = "(hidden)"
 _CONFUSIONS = ("start+bias", "tuned")
@@ -136,7 +136,7 @@ def flatten(settings: Mapping[str, object], under: str = "") -> list[tuple[str, 
     rows = []
     for key, value in settings.items():
         name = f"{under}{key}"
-        if _SECRET.search(str(key)) and value is not None:
+        if SECRET.search(str(key)) and value is not None:
             rows.append((name, _HIDDEN))
         elif isinstance(value, Mapping) and value:
             rows.extend(flatten(value, f"{name}."))

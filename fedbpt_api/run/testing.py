@@ -13,7 +13,7 @@ from fedbpt_api.prompts.space import AnyPrompt
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.result import TestReport
 from fedbpt_api.run.stats import compare, majority_label
-from fedbpt_api.scoring.budget import Budget
+from fedbpt_api.scoring.budget import Budget, BudgetSpent
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import ClientData, Task
 from fedbpt_api.verbalizer import Verbalizer
@@ -66,7 +66,7 @@ async def final_test(
                 progress(done, total)
         except (QuotaError, RunFolderError):
             raise  # the run ends, and can go on
-        except (FedbptError, TimeoutError) as error:
+        except (FedbptError, TimeoutError, BudgetSpent) as error:  # the last one in a replay of such a run
             parties.warnings.append(f"{client.name} is missing from the test: {error or 'no answer in time'}")
             continue
         finally:

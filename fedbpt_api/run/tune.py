@@ -121,6 +121,7 @@ class Tuner:
             parties = await open_parties(self.settings, self.task, lambda: self._stopping, self._keep)
             self._assessor = self._judge(parties)
             if self._folder is not None:
+                self._folder.start()
                 self._folder.write_versions(versions(parties.info))
             self._tell(parties.started(self.settings.budget.scored))
             self._warn(parties)

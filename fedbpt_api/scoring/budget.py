@@ -77,11 +77,17 @@ class Budget:
     _reserved: Usage = field(default_factory=Usage)
     _reserved_money: Decimal = Decimal(0)
     _started: float | None = None
+    _reached: float = 0.0
     _standing: float | None = None  # what the clock shows while answers come from a journal
 
-    def start(self, *, standing: bool = False) -> None:
-        """Start the clock of the time limit; with `standing`, it only moves as `recall` says, until `go`."""
-        self._started = self.clock()
+    def start(self, *, standing: bool = False, reached: float = 0.0) -> None:
+        """Start the clock of the time limit.
+
+        Args:
+            standing: Whether it only moves as `recall` says, until `go`.
+            reached: What it showed at the end of the session before.
+        """
+        self._started, self._reached = self.clock(), reached
         self._standing = 0.0 if standing else None
 
     @property
@@ -100,11 +106,18 @@ class Budget:
                 budget._standing = max(budget._standing, seconds)
 
     def go(self, seconds: float) -> None:
-        """From here on answers are new: the clock goes on from the end of the session before."""
+        """From here on answers are new: the clock goes on from the end of the session before.
+
+        Raises:
+            BudgetSpent: The time is up.
+        """
         for budget in self._chain():
             if budget._standing is not None:
-                budget._started = budget.clock() - max(seconds, budget._standing)
+                budget._started = budget.clock() - max(seconds, budget._standing, budget._reached)
                 budget._standing = None
+        for budget in reversed(tuple(self._chain())):
+            if budget.limits.seconds is not None and budget.seconds >= budget.limits.seconds:
+                raise BudgetSpent("seconds", budget.parent is not None)
 
     def left(self) -> int | None:
         """Scored examples that may still be asked for; None where there is no such limit."""
@@ -177,7 +190,7 @@ class Budget:
                 raise BudgetSpent("scored examples", own)
             if limits.tokens is not None and used.prompt_tokens > limits.tokens:
                 raise BudgetSpent("tokens", own)
-            if limits.seconds is not None and self.seconds >= limits.seconds:
+            if limits.seconds is not None and self._standing is None and self.seconds >= limits.seconds:
                 raise BudgetSpent("seconds", own)
             if limits.money is not None and money > limits.money:
                 raise BudgetSpent("money", own)

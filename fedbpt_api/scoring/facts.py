@@ -53,7 +53,11 @@ class Facts:
                 raise RunFolderError(f"{path} is damaged", "restore it from a copy") from None
         if writable:
             self._file = RecordFile(path, header, None if self.new else found.whole)
-            self._file.make_room()  # before a server is asked anything
+            try:
+                self._file.make_room()  # before a server is asked anything
+            except BaseException:
+                self._file.close()
+                raise
 
     def get(self, key: str) -> Any:
         """The value, or None."""

@@ -25,6 +25,7 @@ ROOM: Final = 1 << 20
 """Bytes that are set aside at a time."""
 
 _FRAME = struct.Struct("<II")
+_CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 _ADVICE = "make room, then go on with `fedbpt resume`; what is in it is kept"
 
 
@@ -59,22 +60,16 @@ class RecordFile:
         self._path = path
         self._whole = whole or 0
         self._end = self._whole  # bytes of the file, those that are set aside included
-        new = path.with_name(path.name + ".new")
         try:
-            if whole is None and path.exists():
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            self._file = new.open("wb", buffering=0) if whole is None else path.open("r+b", buffering=0)
+            if whole is None:
+                first = orjson.dumps(header) + b"\n"
+                _create(path, first)
+                self._whole = self._end = len(first)
+            self._file = path.open("r+b", buffering=0)
         except OSError as error:
             raise self._failed(error) from error
         try:
-            if whole is None:  # so that its first line is whole, or there is no file
-                self._write(orjson.dumps(header) + b"\n", sync=True)
-                new.replace(path)
-            else:
-                self._cut()
-        except OSError as error:
-            self._file.close()
-            raise self._failed(error) from error
+            self._cut()
         except RunFolderError:
             self._file.close()
             raise
@@ -98,6 +93,8 @@ class RecordFile:
         try:
             os.posix_fallocate(self._file.fileno(), self._end, size + ROOM)
         except OSError as error:
+            if error.errno in _CANNOT:
+                return  # this file system sets nothing aside
             raise self._failed(error) from error
         self._end += size + ROOM
 
@@ -132,6 +129,18 @@ class RecordFile:
 
     def _failed(self, error: OSError) -> RunFolderError:
         return RunFolderError(f"{self._path} cannot be written: {error.strerror}", _ADVICE)
+
+
+def _create(path: Path, first: bytes) -> None:
+    """Make a file with its first line, or none at all."""
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    new = path.with_name(path.name + ".new")
+    with new.open("wb") as file:
+        file.write(first)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
 
 
 def read_records(path: Path, kind: str, version: int) -> Contents:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedbpt_api.errors import BackendError
+from fedbpt_api.errors import BackendError, RunFolderError
 from fedbpt_api.scoring.backend import Backend, Bools, Floats, PartlyAnswered, Prompt, Usage
-from fedbpt_api.scoring.budget import Budget
+from fedbpt_api.scoring.budget import Budget, BudgetSpent
 from fedbpt_api.scoring.encode import AnyPrompt, EncodedText, Ids
 from fedbpt_api.scoring.journal import Journal, as_rows
 from fedbpt_api.scoring.known import Block, Known, Question, Rows, asked_key
@@ -170,6 +170,7 @@ class Scorer:
         self._claims |= dict.fromkeys(((call.asked, n) for n in numbers), claim)
         size, tasks = self.backend.info.batch, list[asyncio.Task[None]]()
         try:
+            await asyncio.sleep(0)  # those who ask at the same time set aside before anything is settled
             recalled = self._recall(call, block, numbers)
             reserved -= call.work(list(recalled))
             if new := [n for n in numbers if n not in recalled]:
@@ -189,15 +190,17 @@ class Scorer:
                             break  # it is raised below
                         reserved -= call.work(chunk)  # from here on the request's own affair
                         tasks.append(self._send(call, chunk))
-            if not tasks:
-                await asyncio.sleep(0)  # a run that finds everything lets others have a turn too
+        except (Stopped, RunFolderError):
+            await asyncio.gather(*map(asyncio.shield, tasks), return_exceptions=True)
+            raise  # with what was sent received
         finally:
             for n in numbers:
                 del self._claims[call.asked, n]
             claim.set_result(None)
             self.budget.settle(reserved, Usage())
+        await asyncio.gather(*map(asyncio.shield, tasks), return_exceptions=True)
         for task in tasks:
-            await asyncio.shield(task)
+            task.result()
 
     def _recall(self, call: _Call, block: Block, numbers: Sequence[int]) -> frozenset[int]:
         """Those of `numbers` that an earlier session has the answers to: they are put into `block`."""
@@ -241,8 +244,11 @@ class Scorer:
             BudgetSpent, Stopped: In a replay, where the run that is replayed ended.
         """
         if self.journal is not None:
-            if self.journal.ended is not None:
-                raise self.journal.ended
+            ended, limits = self.journal.ended, self.budget.limits
+            if isinstance(ended, BudgetSpent) and (limits.seconds, limits.money) != (None, None):
+                raise BudgetSpent(ended.cap, own=True)
+            if ended is not None:
+                raise ended
             self.budget.go(self.journal.past.seconds)
 
     async def _place(self) -> None:

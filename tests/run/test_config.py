@@ -14,6 +14,8 @@ from fedbpt_api.data import split_dirichlet, split_iid, write_examples
 from fedbpt_api.errors import ConfigError
 from fedbpt_api.run.config import Settings, build_settings, example_config, load_settings, load_task
 from fedbpt_api.task import Example, Template, validate
+from toy import make_task
+from toy_runs import make_values
 
 TOP = 'prompts = ["Say it.", ""]\ntemplate = "Review: {text}\\nSentiment:"\n'
 REST = """
@@ -344,3 +346,14 @@ def test_the_remarks_of_the_example_config_are_valid_settings(tmp_path: Path) ->
     assert (settings.verbalizer, settings.cache) == (defaults.verbalizer, defaults.cache)
     for section in ("search", "federation", "cache"):
         assert set(optional[section]) == set(type(getattr(settings, section)).model_fields)
+
+
+def test_a_secret_in_the_file_itself_is_refused_and_not_repeated() -> None:
+    values = make_values(
+        make_task(), {"backend": {"kind": "toy", "headers": {"Authorization": "Bearer sk-1"}}}
+    )
+    with pytest.raises(ConfigError, match=r"backend\.headers\.Authorization") as caught:
+        build_settings(values, files=False)
+    assert "sk-1" not in str(caught.value) and "${NAME}" in str(caught.value)
+    values["backend"] = {"kind": "toy", "headers": {"Authorization": "Bearer ${KEY}"}}
+    build_settings(values, files=False)

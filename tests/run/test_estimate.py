@@ -294,3 +294,12 @@ def test_progress_and_tables_say_what_was_paid(toys: Toys, tmp_path: Path) -> No
     assert f"money {searched:.4f} of 5.5 USD" in done.stdout
     assert f"{paid:.4f} USD" in done.stdout
     assert f"{paid:.4f} USD" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+async def test_made_up_answers_never_reach_the_shared_store(
+    toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDBPT_CACHE", str(tmp_path / "cache"))
+    task = make_task()
+    await estimate(make_settings(task, {"cache": {"scores": True}}), task, probes=0)
+    assert not list((tmp_path / "cache").rglob("*.sqlite"))

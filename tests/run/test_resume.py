@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from backends.fake_vllm import FakeVllm, healthy
 from fedbpt_api import resume
 from fedbpt_api.errors import ConfigError, FedbptError, QuotaError, RunFolderError
+from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.config import load_settings, load_task
 from fedbpt_api.run.events import Noted
 from fedbpt_api.run.folder import RunFolder
 from fedbpt_api.run.inputs import Inputs
+from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.replay import replay
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.resume import resumed
@@ -250,6 +252,37 @@ async def test_where_nothing_began_there_is_nothing_to_go_on_with(tmp_path: Path
         resumed(tmp_path / "nowhere")
 
 
+async def test_a_resume_that_is_refused_leaves_the_run_s_records(toys: Toys, tmp_path: Path) -> None:
+    await cut_off(toys, tmp_path / "run", 60)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert before["rounds.jsonl"]
+    toys.opened["toy"] = ToyBackend(seed=3)
+    with pytest.raises(ConfigError, match="fingerprint"):
+        await resume(tmp_path / "run", task=TASK)
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+
+async def test_an_attempt_that_failed_before_it_scored_is_no_run(toys: Toys, tmp_path: Path) -> None:
+    toys.opened["toy"] = ToyBackend(context=20)
+    with pytest.raises(ConfigError, match="does not fit"):
+        await run_toy(TASK, CHANGES, tmp_path / "run")
+    toys.opened["toy"] = ToyBackend()
+    assert (await run_toy(TASK, CHANGES, tmp_path / "run")).stopped in ("rounds", "budget")
+
+
+async def test_a_relative_file_from_the_command_line_is_found_from_anywhere(
+    toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path, TASK, {"search.rounds": 1})
+    monkeypatch.chdir(tmp_path)
+    given = {"clients.0.train": "client0/train.jsonl", "budget.scored": 2500}
+    settings = load_settings(config, given)
+    folder = RunFolder.begin(tmp_path / "run", settings, Inputs.of(load_task(settings), config, given))
+    folder.close()
+    monkeypatch.chdir("/")
+    resumed(tmp_path / "run")._folder.close()  # type: ignore[union-attr]
+
+
 # Replay -----------------------------------------------------------------------------------------
 
 
@@ -279,6 +312,29 @@ async def test_a_run_that_was_cut_off_is_replayed_as_far_as_it_came(
 async def test_other_runs_are_replayed_too(toys: Toys, tmp_path: Path, changes: dict[str, object]) -> None:
     await run_toy(TASK, CHANGES | changes, tmp_path / "run")
     assert (await replay(tmp_path / "run", TASK)).differences == ()
+
+
+async def test_a_run_that_time_ended_is_replayed(toys: Toys, tmp_path: Path) -> None:
+    """Time is over in the middle of a generation, some of whose answers come later."""
+
+    class Slow(ToyBackend):
+        async def score(self, prompts: Any, words: Any) -> Scores:
+            now[0] += 0.01 * len(prompts)
+            return await super().score(prompts, words)
+
+    class Timed(Tuner):
+        def _judge(self, parties: Parties) -> Assessor:
+            for budget in (parties.budget, *(client.scorer.budget for client in parties.clients)):
+                budget.clock = lambda: now[0]
+            return super()._judge(parties)
+
+    now = [0.0]
+    for seconds in (7.0, 9.3, 11.1):
+        toys.opened["toy"], now[0] = Slow(), 0.0
+        folder = tmp_path / f"run{seconds}"
+        changes: dict[str, object] = {"search.rounds": 50, "budget.scored": 10**6, "budget.seconds": seconds}
+        assert (await Timed(make_settings(TASK, changes), TASK, folder).run()).stopped == "budget"
+        assert (await replay(folder, TASK)).differences == ()
 
 
 async def test_a_continuous_prompt_is_replayed_without_the_model_s_embeddings(

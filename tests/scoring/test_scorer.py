@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from fedbpt_api.errors import BackendError
 from fedbpt_api.scoring.backend import Floats, Prompt, Scores, Usage
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
 from fedbpt_api.scoring.encode import EncodedText, Encoder
+from fedbpt_api.scoring.journal import Journal, read_journal
 from fedbpt_api.scoring.scorer import Scorer, Stopped
 from toy import IDS, LABEL_WORDS, PROMPT, TEMPLATE, ToyBackend, make_examples
 
@@ -317,3 +319,23 @@ async def test_a_word_list_that_is_cancelled_counts_what_was_on_its_way() -> Non
     await turns()
     assert backend.requests == 1
     assert (budget.spent.scored, budget.left()) == (CHUNK, 100 - CHUNK)
+
+
+async def test_what_was_sent_when_the_user_stops_is_received_before_the_run_ends(tmp_path: Path) -> None:
+    backend, stopping = ToyBackend(hold=asyncio.Event()), False
+    budget = Budget()
+    asked = Scorer(backend, budget, lambda: stopping, Journal(tmp_path / "x", b"s"))
+    asked.use_words(WORDS)
+    task = asyncio.create_task(asked.score(IDS_OF_PROMPT, TEXTS))  # more than one request
+    await arrived(backend)
+    stopping = True
+    await turns()
+    assert backend.hold is not None
+    backend.hold.set()
+    with pytest.raises(Stopped):
+        await task
+    assert asked.journal is not None
+    asked.journal.close()
+    kept = sum(len(record.keys) for record in read_journal(tmp_path / "x"))
+    assert kept == backend.scored == budget.spent.scored > 0
+    await asked.aclose()
