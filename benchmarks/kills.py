@@ -87,9 +87,8 @@ class Found:
     def report(self) -> None:
         """Print it, and end with exit code 1 where anything was wrong."""
         print(f"{self.kills} strikes ({self.inside} inside a journal's write), {self.runs} runs to the end")
-        print(
-            f"requests answered beyond undisturbed runs: {self.paid}; under way when struck: {self.under_way}"
-        )
+        most = f"under way when struck, at most: {self.under_way}"
+        print(f"pairs answered beyond undisturbed runs: {self.paid}; {most}")
         for problem in self.problems:
             print("wrong:", problem)
         if self.problems:
