@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from fedbpt_api import Example, RunResult, load_settings, load_task, tune_sync
+from fedbpt_api import Example, RunResult, Settings, load_settings, load_task, tune_sync
 from fedbpt_api.data import read_examples, write_examples
 from fedbpt_api.run.folder import read_result
 from fedbpt_api.run.result import ALL_CLIENTS
@@ -53,6 +53,15 @@ def one(
     folder = out / str(split)
     if (folder / "result.json").exists():
         return read_result(folder)
+    settings = settings_of(dataset, split, data, out, size, sets)
+    print(f"split {split}: tuning", flush=True)
+    return tune_sync(settings, task=load_task(settings), run_dir=folder)
+
+
+def settings_of(
+    dataset: str, split: int, data: Path, out: Path, size: tuple[int, int | None, str], sets: list[str]
+) -> Settings:
+    """The settings of a split's run, its texts written into `out`; `size` as on the command line."""
     scored, rows, part = size
     work = (out / "data" / str(split)).resolve()
     work.mkdir(parents=True, exist_ok=True)
@@ -69,9 +78,7 @@ def one(
     for item in sets:
         key, _, value = item.partition("=")
         overrides[key] = json.loads(value)
-    settings = load_settings(HERE / f"{dataset}.toml", overrides)
-    print(f"split {split}: tuning", flush=True)
-    return tune_sync(settings, task=load_task(settings), run_dir=folder)
+    return load_settings(HERE / f"{dataset}.toml", overrides)
 
 
 def balanced(examples: list[Example], rows: int) -> list[Example]:

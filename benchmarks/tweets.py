@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from fedbpt_api import RunResult, load_settings, load_task, tune_sync
+from fedbpt_api import RunResult, Settings, load_settings, load_task, tune_sync
 from fedbpt_api.run.folder import read_result
 from fedbpt_api.run.result import ALL_CLIENTS
 from fedbpt_api.run.stats import PairedCounts, mcnemar_p, paired_interval
@@ -40,9 +40,17 @@ def main(
 
 def one(seed: int, tests: int, out: Path, sets: list[str]) -> RunResult:
     """One seed's run, or what it came to when it ran before."""
-    folder, data = out / str(seed), (out / "data" / str(seed)).resolve()
+    folder = out / str(seed)
     if (folder / "result.json").exists():
         return read_result(folder)
+    settings = settings_of(seed, tests, out, sets)
+    print(f"seed {seed}: tuning", flush=True)
+    return tune_sync(settings, task=load_task(settings), run_dir=folder)
+
+
+def settings_of(seed: int, tests: int, out: Path, sets: list[str]) -> Settings:
+    """The settings of a seed's run, its tweets prepared in `out`."""
+    data = (out / "data" / str(seed)).resolve()
     prepare = [sys.executable, str(DEMO / "prepare.py"), str(data), "--test", str(tests), "--seed", str(seed)]
     subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
     overrides: dict[str, object] = {"seed": seed}
@@ -53,9 +61,7 @@ def one(seed: int, tests: int, out: Path, sets: list[str]) -> RunResult:
     for item in sets:
         key, _, value = item.partition("=")
         overrides[key] = json.loads(value)
-    settings = load_settings(DEMO / "tweets.toml", overrides)
-    print(f"seed {seed}: tuning", flush=True)
-    return tune_sync(settings, task=load_task(settings), run_dir=folder)
+    return load_settings(DEMO / "tweets.toml", overrides)
 
 
 def table(results: dict[int, RunResult], out: Path) -> None:
