@@ -58,7 +58,6 @@ class Budget:
         price: What an answer costs.
         spent: What was spent, in all of the run's sessions.
         duplicates: Pairs that had been scored before in this run.
-        recalled: Pairs whose answers an earlier session paid for.
         stored: Pairs whose answers another run paid for.
         grant: A client's share of what is left of the run's budget (`shared_out`).
         money: What that makes in money.
@@ -70,7 +69,6 @@ class Budget:
     price: Price | None = None
     spent: Usage = field(default_factory=Usage)
     duplicates: int = 0
-    recalled: int = 0
     stored: int = 0
     grant: Limits = field(default_factory=Limits)
     money: Decimal = Decimal(0)
@@ -97,11 +95,10 @@ class Budget:
             return self._standing
         return 0.0 if self._started is None else self.clock() - self._started
 
-    def recall(self, pairs: int, work: Usage, spent: Usage, seconds: float) -> None:
+    def recall(self, work: Usage, spent: Usage, seconds: float) -> None:
         """Settle `work` by answers that were paid for earlier, the last one after `seconds` of the run."""
         self.settle(work, spent)
         for budget in self._chain():
-            budget.recalled += pairs
             if budget._standing is not None:
                 budget._standing = max(budget._standing, seconds)
 

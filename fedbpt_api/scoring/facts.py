@@ -38,13 +38,13 @@ class Facts:
 
     def __init__(self, path: Path | None, secret: bytes, *, writable: bool = True) -> None:
         self.secret = secret
-        self.new = path is None or (writable and not path.exists())
         self._known: dict[str, Any] = {}
         self._file: RecordFile | None = None
         if path is None:
             return
         header = {"format": FORMAT, "version": VERSION}
-        found = Contents(header, (), 0) if self.new else read_records(path, FORMAT, VERSION)
+        new = writable and not path.exists()
+        found = Contents(header, (), 0) if new else read_records(path, FORMAT, VERSION)
         for payload in found.payloads:
             try:
                 key, value = orjson.loads(payload)
@@ -52,7 +52,7 @@ class Facts:
             except (orjson.JSONDecodeError, TypeError, ValueError):
                 raise RunFolderError(f"{path} is damaged", "restore it from a copy") from None
         if writable:
-            self._file = RecordFile(path, header, None if self.new else found.whole)
+            self._file = RecordFile(path, header, None if new else found.whole)
             try:
                 self._file.make_room()  # before a server is asked anything
             except BaseException:

@@ -211,7 +211,7 @@ class Scorer:
         if pairs:
             places = list(pairs.values())
             block.add(list(pairs), past.rows(places))
-            self.budget.recall(len(pairs), call.work(list(pairs)), past.usage(places), past.when(places))
+            self.budget.recall(call.work(list(pairs)), past.usage(places), past.when(places))
             self.budget.count_stored(past.free(places))
         return frozenset(pairs)
 

@@ -80,7 +80,7 @@ def test_answers_of_an_earlier_session_count_as_paid() -> None:
     budget = Budget(price=PRICE)
     budget.start(standing=True)
     budget.reserve(Usage(2, 2000, 0, 2))
-    budget.recall(2, Usage(2, 2000, 0, 2), Usage(2, 2000, 500, 1), 1.0)
+    budget.recall(Usage(2, 2000, 0, 2), Usage(2, 2000, 500, 1), 1.0)
     assert budget.money == PRICE.of(Usage(2, 2000, 500, 1))
 
 
