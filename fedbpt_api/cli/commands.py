@@ -14,6 +14,7 @@ import typer
 
 from fedbpt_api import __version__
 from fedbpt_api.cli import cache
+from fedbpt_api.cli.bench import bench
 from fedbpt_api.cli.estimate import estimate
 from fedbpt_api.cli.export import export
 from fedbpt_api.cli.output import Json, err, overrides, print_json, print_result
@@ -183,7 +184,7 @@ def init(
     typer.echo(f"wrote {path}; fill in your files and prompts, then: fedbpt tune {path}")
 
 
-_COMMANDS: tuple[Callable[..., None], ...] = (tune, estimate, resume, replay, probe, export)
+_COMMANDS: tuple[Callable[..., None], ...] = (tune, estimate, resume, replay, probe, export, bench)
 _CACHE_COMMANDS: tuple[Callable[..., None], ...] = (cache.size, cache.prune, cache.off, cache.on)
 for _command in _COMMANDS:
     app.command()(_exits(_command))

@@ -178,6 +178,17 @@ class Client:
         train, dev = self._train.moved(), self._dev.moved()
         return Client(self.name, self._key, self._seed, self.scorer, train, dev)
 
+    def withheld(self) -> tuple[Client, range]:
+        """The same client where training texts are shown to others: it judges by texts that are not.
+
+        Returns:
+            The client, whose training texts are its development texts or, without any, every second one of
+            its training texts; and the places of the training texts that may be shown.
+        """
+        shown = range(0, self.n_train, 1 if self.n_dev else 2)
+        judged = self._dev if self.n_dev else self._train.taken(range(1, self.n_train, 2))
+        return Client(self.name, self._key, self._seed, self.scorer, judged, self._train.taken(())), shown
+
     async def word_sums(self, prompt: Ids) -> tuple[tuple[int, float], ...]:
         """At most 500 (token, sum of squared deviations) pairs over the training texts."""
         return word_sums(await self.scorer.top_words(prompt, self._train.texts, _TOP))

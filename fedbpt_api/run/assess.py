@@ -40,6 +40,7 @@ class Assessment:
         floor: `train` of the centre that the prompt was searched from; empty where it was not.
         z: Where a continuous prompt lies in its space.
         repeated: Whether its development texts were scored twice, on a noisy server.
+        fixed: Whether its verbalizer was given, and is not fitted anew.
     """
 
     prompt: AnyPrompt
@@ -50,6 +51,7 @@ class Assessment:
     floor: Mapping[str, Sums]
     z: Floats | None = None
     repeated: bool = False
+    fixed: bool = False
 
     @property
     def clients(self) -> frozenset[str]:
@@ -131,8 +133,16 @@ class Assessor:
             )
         return reduce(lambda best, new: new if new.beats(best) else best, self.known.values())
 
-    async def assess(self, prompt: AnyPrompt, origin: str, z: Floats | None = None) -> Assessment:
+    async def assess(
+        self, prompt: AnyPrompt, origin: str, z: Floats | None = None, fixed: Verbalizer | None = None
+    ) -> Assessment:
         """Score a prompt on all training and development texts and fit its verbalizer.
+
+        Args:
+            prompt: The prompt.
+            origin: Where it comes from, for people.
+            z: Where a continuous one lies.
+            fixed: A verbalizer that is not to be fitted.
 
         Raises:
             BudgetSpent: It does not fit into the budget.
@@ -141,9 +151,13 @@ class Assessor:
         if prompt in self.known:
             return self.known[prompt]
         parties = self.parties
-        fits = await self._fits(prompt)
-        verbalizer, report = await self._fit(list(fits.got.values()), self.settings.verbalizer.kind)
-        train = {name: Sums(n, loss) for name, (n, loss) in report.held_out.items()}
+        if fixed is None:
+            fits = await self._fits(prompt)
+            verbalizer, report = await self._fit(list(fits.got.values()), self.settings.verbalizer.kind)
+            train = {name: Sums(n, loss) for name, (n, loss) in report.held_out.items()}
+        else:
+            verbalizer = fixed
+            train = (await self.ask(lambda c: c.evaluate(prompt, fixed, "train"))).got
         sums: Answers[Sums] = Answers()
         if self._promising(train):
             sums = await self.ask(lambda c: c.evaluate(prompt, verbalizer), train)
@@ -152,7 +166,9 @@ class Assessor:
         else:
             text, z = await parties.backend.detokenize(prompt), None
         floor = self.centre.train if self.centre else {}
-        assessment = Assessment(prompt, text, verbalizer, train, dict(sums.got), floor, z)
+        assessment = Assessment(
+            prompt, text, verbalizer, train, dict(sums.got), floor, z, fixed=fixed is not None
+        )
         if self._noisy and self.known and assessment.beats(self.best()):
             rival = self.best()
             for doubted in (rival, assessment):
@@ -205,7 +221,7 @@ class Assessor:
         No call is needed: their scores are paid for.
         """
         dev = bool(chosen.dev_sums.n)
-        if kind is None and not dev:
+        if kind is None and (chosen.fixed or not dev):
             return chosen.verbalizer
         groups, names = self.parties.groups, chosen.clients if dev else chosen.train
         fits = await self.ask(lambda client: client.fit(chosen.prompt, groups, with_dev=dev), names)
@@ -235,8 +251,10 @@ class Assessor:
             soft=soft,
         )
 
-    async def contestants(self, tuned: Verbalizer) -> list[Contestant]:
+    async def contestants(self, tuned: Verbalizer, bias: Verbalizer) -> list[Contestant]:
         """Rows of the test: each compared prompt plain, with bias and weighted; then the tuned one.
+
+        Where the search knew label words alone, the tuned prompt has a row with a fitted bias too.
 
         The tuned prompt's verbalizer saw development texts too; so that nobody takes that for the
         prompt's merit, the starting prompt has a row with the same advantage.
@@ -245,7 +263,7 @@ class Assessor:
         parties, settings = self.parties, self.settings
         words = Verbalizer.from_words(parties.words, parties.groups)
         rows: list[Contestant] = []
-        compared = settings.prompts if settings.test.compare == "all" else settings.prompts[:1]
+        compared = settings.prompts[: {"none": 0, "start": 1, "all": None}[settings.test.compare]]
         for number, text in enumerate(compared, start=1):
             ids = await parties.backend.tokenize(text)
             if ids not in self.known:
@@ -261,7 +279,10 @@ class Assessor:
             ]
             if number == 1 and judged.dev_sums.n:
                 rows.append(Contestant(f"{name}+weighted+dev", ids, await self.refit(judged)))
-        return [*rows, Contestant("tuned", self.best().prompt, tuned)]
+        found = self.best()
+        if settings.verbalizer.kind == "words" and not found.fixed:
+            rows.append(Contestant("tuned+bias", found.prompt, bias))
+        return [*rows, Contestant("tuned", found.prompt, tuned)]
 
     @property
     def cost(self) -> int:

@@ -20,11 +20,13 @@ class Series:
         name: For the tooltips.
         css: CSS class of its group, which gives the colour.
         points: (x, y) pairs; a y that is not finite leaves a gap.
+        band: (x, lower, upper) of an area that is shaded behind it.
     """
 
     name: str
     css: str
     points: tuple[tuple[float, float], ...]
+    band: tuple[tuple[float, float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,9 @@ def line_chart(
     Returns:
         An `<svg>` element; empty where there is nothing to draw.
     """
-    known = [(x, y) for line in series for x, y in line.points if math.isfinite(x) and math.isfinite(y)]
+    places = [place for line in series for place in line.points]
+    places += [(x, y) for line in series for x, *ends in line.band for y in ends]
+    known = [(x, y) for x, y in places if math.isfinite(x) and math.isfinite(y)]
     if not known:
         return Markup("")
     frame = _frame(known)
@@ -88,6 +92,7 @@ def line_chart(
             _WIDTH, _HEIGHT, label
         ),
         *_grid(frame, x_label, y_format),
+        *(_band(line, frame) for line in series if line.band),
         *(_line(line, frame, y_format) for line in series),
         Markup("</svg>"),
     ]
@@ -121,6 +126,13 @@ def _grid(frame: _Frame, x_label: str, y_format: Callable[[float], str]) -> list
     title = Markup('<text class="title" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>')
     parts.append(title.format((_LEFT + right) / 2, _HEIGHT - 8, x_label))
     return parts
+
+
+def _band(line: Series, frame: _Frame) -> Markup:
+    upper = [(x, high) for x, _, high in line.band]
+    lower = [(x, low) for x, low, _ in reversed(line.band)]
+    corners = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in (*upper, *lower))
+    return Markup('<polygon class="band {}" points="{}"/>').format(line.css, corners)
 
 
 def _line(line: Series, frame: _Frame, y_format: Callable[[float], str]) -> Markup:

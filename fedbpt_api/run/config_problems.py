@@ -245,10 +245,10 @@ def _is_words(value: object) -> bool:
 
 
 def _section(schema: type[BaseModel], location: Iterable[object]) -> type[BaseModel]:
-    """The model of the section at a location."""
+    """The model of the section at a location; a part that is no field is a name in a table of sections."""
     for part in location:
-        if isinstance(part, str):
-            schema = next(_models(schema.model_fields[part].annotation))
+        if isinstance(part, str) and part in schema.model_fields:
+            schema = next(_models(schema.model_fields[part].annotation), schema)
     return schema
 
 

@@ -21,6 +21,7 @@ from fedbpt_api.run.config import Settings, build_settings, load_settings, roote
 from fedbpt_api.task import Task
 
 _LIMIT = 50_000_000  # bytes
+_BEFORE_METHODS = "rounds"  # what a run did before a method could be named
 _WORK = 1 << 12  # scrypt's cost: some 10 ms a part
 
 
@@ -108,7 +109,7 @@ class Inputs:
         problems = [
             f"{self.config}: {key} was {orjson.dumps(old).decode()} when the run began, it is "
             f"{orjson.dumps(new).decode()}"
-            for key, old, new in _differences(settings.model_dump(mode="json"), now)
+            for key, old, new in differences(settings.model_dump(mode="json"), now)
         ]
         if problems:
             raise ConfigError(
@@ -126,6 +127,7 @@ def read_settings(folder: Path) -> Settings:
     values = read_json(path, _LIMIT)
     if not isinstance(values, dict):
         raise RunFolderError(f"{path} holds no settings", "restore it from a copy")
+    values.setdefault("method", _BEFORE_METHODS)
     try:
         return build_settings(values, base=folder, source=str(path), files=False)
     except ConfigError as error:
@@ -137,13 +139,13 @@ def _hash(name: str, rows: object) -> str:
     return hashlib.scrypt(data, salt=name.encode(), n=_WORK, r=8, p=1, dklen=16).hex()
 
 
-def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """Dotted keys at which two nested values differ, with both."""
+def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted keys at which two nested values differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = dict.fromkeys((*old, *new))
         return [
             d
             for name in names
-            for d in _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+            for d in differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
         ]
     return [] if old == new else [(key, old, new)]

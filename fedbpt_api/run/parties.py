@@ -206,7 +206,7 @@ async def open_parties(
     wanted = settings.cache.scores and keep.ended is None
     scope, shelves = scope_of(facts.secret, settings.model_dump()), Shelves(None, b"", warnings)
     try:
-        shelves = await Shelves.open(wanted, scope, warnings)
+        shelves = await Shelves.open(wanted, scope, warnings, settings.cache.charged)
         plain = await opening.open(settings.backend, "server")
         trie = await label_trie(plain, task.label_words)
         warnings += await remarks(plain, trie)

@@ -21,6 +21,7 @@ _METHODS = {
     "start+bias": "Starting prompt + bias",
     "start+weighted": "Starting prompt + weighted",
     "start+weighted+dev": "The same, dev texts too",
+    "tuned+bias": "Tuned prompt + bias",
     "tuned": "Tuned prompt",
 }
 _RIVALS = {

@@ -21,7 +21,7 @@ from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Event
 from fedbpt_api.run.parties import Keep, Opener, Parties
 from fedbpt_api.run.tune import Tuner
-from fedbpt_api.scoring.backend import Backend, BackendInfo, Prompt, Scores, TokenTable, Usage
+from fedbpt_api.scoring.backend import Backend, BackendInfo, Floats, Prompt, Scores, TokenTable, Usage
 from fedbpt_api.scoring.facts import Facts
 from fedbpt_api.task import Task
 from fedbpt_api.verbalizer import ClientFit, FitReport, Kind, Verbalizer, fit_over_clients
@@ -236,7 +236,9 @@ class Judge(Assessor):
     starting: list[AnyPrompt] = field(default_factory=list)
     _loss: float = 1.0
 
-    async def assess(self, prompt: AnyPrompt, origin: str, z: object = None) -> Assessment:
+    async def assess(
+        self, prompt: AnyPrompt, origin: str, z: Floats | None = None, fixed: Verbalizer | None = None
+    ) -> Assessment:
         if prompt in self.known:
             return self.known[prompt]
         draw = float(np.random.default_rng(_number(Prompt(_ids(prompt)))).normal())
@@ -245,7 +247,7 @@ class Judge(Assessor):
         else:
             self._loss = 1.0 + _SPREAD * (-_FAVOURITE if prompt == self.favourite else max(draw, -2.5))
             self.starting.append(prompt)
-        assessment = await super().assess(prompt, origin)
+        assessment = await super().assess(prompt, origin, z, fixed)
         worst = max(self._loss, self.centre.train_loss + 0.01) if self.centre is not None else self._loss
         dev = {name: replace(sums, loss=sums.n * worst) for name, sums in assessment.dev.items()}
         self.known[prompt] = replace(assessment, dev=dev)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from fedbpt_api.methods.recipes import DEFAULT, RECIPES, with_preset
 from fedbpt_api.run.config_problems import cross_problems
 
 
@@ -27,6 +29,13 @@ def _absolute(path: Path, info: ValidationInfo) -> Path:
 def _as_words(value: object) -> object:
     """One word is a group of one word."""
     return (value,) if isinstance(value, str) else value
+
+
+def _known_method(name: str) -> str:
+    """The name of a recipe."""
+    if name not in RECIPES:
+        raise ValueError(f"expected one of {', '.join(RECIPES)}")
+    return name
 
 
 DataPath = Annotated[Path, AfterValidator(_absolute)]
@@ -120,6 +129,7 @@ class SearchSettings(Section):
     """How each client looks for a better prompt.
 
     Attributes:
+        algorithm: The loop that is run; as a rule the method says which.
         space: Words, "codebook"; or vectors, "soft", where the server takes them.
         form: Words after the prompt, words of examples that the model writes, or whichever does better.
         positions: Words of the prompt, L.
@@ -137,6 +147,9 @@ class SearchSettings(Section):
         minibatch: Training texts that a generation is scored on; all of them without it.
     """
 
+    algorithm: Literal[
+        "race", "rounds", "start", "prompts", "calibration", "random", "in-context", "edits"
+    ] = "race"
     space: Literal["codebook", "soft"] = "codebook"
     form: Literal["auto", "words", "demonstrations"] = "auto"
     positions: Positive = 4
@@ -191,25 +204,30 @@ class CacheSettings(Section):
 
     Attributes:
         scores: Whether answers are looked for and kept in the shared store, in the user's cache folder.
+        charged: Whether answers that are found there count against the budget as if they were asked for, so
+            that runs can be compared at the same budget.
     """
 
     scores: bool = False
+    charged: bool = False
 
 
 class TestSettings(Section):
     """What is compared on the test texts.
 
     Attributes:
-        compare: "start" sets the starting prompt beside the tuned one, "all" each of the user's prompts.
+        compare: "start" sets the starting prompt beside the tuned one, "all" each of the user's prompts,
+            "none" tests the tuned one alone.
     """
 
-    compare: Literal["start", "all"] = "start"
+    compare: Literal["none", "start", "all"] = "start"
 
 
 class Settings(Section):
     """All settings of a run. The first prompt is the starting prompt; paths are absolute once checked."""
 
     seed: Annotated[int, Field(ge=0)] = 0
+    method: Annotated[str, AfterValidator(_known_method)] = DEFAULT
     prompts: tuple[str, ...] = Field(min_length=1)
     template: str
     prompt_place: Literal["before", "after", "auto"] = "before"
@@ -226,6 +244,12 @@ class Settings(Section):
     verbalizer: VerbalizerSettings = VerbalizerSettings()
     test: TestSettings = TestSettings()
     cache: CacheSettings = CacheSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_method(cls, values: Any) -> Any:
+        """What the method stands for, beneath what the settings say themselves."""
+        return with_preset(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -34,13 +34,14 @@ class Shelves:
         store: The store, or None.
         scope: See `Store.shelf`.
         warnings: Where sentences for people go.
+        charged: See `Shelf`.
     """
 
-    def __init__(self, store: Store | None, scope: bytes, warnings: list[str]) -> None:
-        self._store, self._scope, self._warnings = store, scope, warnings
+    def __init__(self, store: Store | None, scope: bytes, warnings: list[str], charged: bool = False) -> None:
+        self._store, self._scope, self._warnings, self._charged = store, scope, warnings, charged
 
     @classmethod
-    async def open(cls, wanted: bool, scope: bytes, warnings: list[str]) -> Shelves:
+    async def open(cls, wanted: bool, scope: bytes, warnings: list[str], charged: bool = False) -> Shelves:
         """Open the store where it is wanted, allowed and sound; say why where only the first is true."""
         store = None
         if wanted and (reason := why_off()):
@@ -50,7 +51,7 @@ class Shelves:
                 store = await asyncio.to_thread(Store, folder(), warnings)
             except StoreError as error:
                 warnings.append(f"{error}\n  The run goes on without it.")
-        return cls(store, scope, warnings)
+        return cls(store, scope, warnings, charged)
 
     async def of(self, live: Backend, options: Mapping[str, object], trie: LabelTrie) -> Shelf | None:
         """The shelf of a server, if it still answers as it did when it was last used.
@@ -71,6 +72,7 @@ class Shelves:
             tokens = [await live.tokenize(word) for word in _WORDS]
             server = server_of(live.info, options, trie, [ids, *tokens])
             shelf = await asyncio.to_thread(self._store.shelf, server, self._scope)
+            shelf.charged = self._charged
             words = tuple(dict.fromkeys(token[0] for token in tokens if token))[: live.info.max_words]
             if len(words) < 2 or await _agrees(live, shelf, Prompt(ids), words):
                 return shelf

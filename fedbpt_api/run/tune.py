@@ -1,8 +1,7 @@
 """The main job: from a task and settings to a tuned prompt, with everything paid for on disk.
 
-Phases: word list; the starting prompts (the first generation's fixed candidates, one of which becomes
-the centre); rounds of local search and merging, each merged prompt assessed on all clients; the best
-prompt by held-out loss; and, once, the test.
+Phases: word list; the search of the method that the settings name (`fedbpt_api.methods`), which judges
+prompts; the best prompt by held-out loss; and, once, the test.
 """
 
 from __future__ import annotations
@@ -11,15 +10,13 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT
-from fedbpt_api.federation.client import Plan, Reference
-from fedbpt_api.federation.runtime import Round, Rules, sample, search_round
+from fedbpt_api.federation.runtime import Round
+from fedbpt_api.methods.loops import LOOPS
+from fedbpt_api.methods.searching import Searching, Stop
 from fedbpt_api.prompts.codebook import Codebook, codebook_for
-from fedbpt_api.prompts.space import PromptSpace
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run import present
 from fedbpt_api.run.assess import Assessment, Assessor
@@ -29,19 +26,14 @@ from fedbpt_api.run.folder import RunFolder
 from fedbpt_api.run.inputs import Inputs
 from fedbpt_api.run.layout import settle_layout
 from fedbpt_api.run.meter import Meter, client_record
-from fedbpt_api.run.origins import choose_origin
 from fedbpt_api.run.parties import Keep, Parties, open_parties, versions
 from fedbpt_api.run.result import RoundRecord, RunResult
 from fedbpt_api.run.testing import final_test
-from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import BudgetSpent
-from fedbpt_api.scoring.losses import named
 from fedbpt_api.scoring.scorer import Stopped
 from fedbpt_api.task import Task
 from fedbpt_api.verbalizer import Verbalizer, WordSums, encode, merge_words
 
-Stop = Literal["budget", "rounds", "cap", "cancelled"]
-_MOST_IDLE = 20
 _WATCH = 30.0  # seconds between looks at how the servers are
 
 
@@ -79,14 +71,18 @@ class Tuner:
         self._tested = (0, 0)
         self._warned = 0
         self._assessor: Assessor | None = None
-        self._space: PromptSpace | None = None
-        self._vocabulary: tuple[int, ...] = ()
+        self._searching: Searching | None = None
         self._fallback: Verbalizer | None = None
         self._rounds: list[RoundRecord] = []
 
     def stop(self) -> None:
         """End the run soon: what was sent is received, the best prompt so far is saved."""
         self._stopping = True
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it has been asked to end."""
+        return self._stopping
 
     @property
     def status(self) -> Status:
@@ -148,29 +144,40 @@ class Tuner:
     async def _tune(self, parties: Parties, assessor: Assessor) -> Stop:
         parties.start()
         clock = Meter(parties)
+
+        def note(clock: Meter, shown: Assessment, merged: Round | None, sigma: float) -> None:
+            self._add_round(self._record(clock, shown, merged, sigma))
+            self._save_best()
+
         try:
             if layout := await settle_layout(parties, self.settings):
                 self.settings = assessor.settings = layout.settings
                 self._tell(Noted(layout.why))
             await self._choose_words(parties, assessor)
-            codebook = await parties.facts.remember(
-                "codebook",
-                lambda: codebook_for(parties.backend, self.settings.search.coordinates),
-                Codebook.to_dict,
-                Codebook.from_dict,
+            self._searching = Searching(
+                assessor,
+                self.task,
+                clock,
+                lambda: self._words_of_search(parties),
+                note,
+                self._show_phase,
+                lambda: self._stopping,
             )
-            self._vocabulary = codebook.tokens
-            self._phase = "starting prompts"
-            centre, self._space = await choose_origin(assessor, codebook)
-            assessor.centre = centre
-            self._add_round(self._record(clock, centre, None, self.settings.search.sigma))
-            return await self._search(parties, assessor, self._space, centre)
+            return await LOOPS[self.settings.search.algorithm](self._searching)
         except BudgetSpent:
             if assessor.known and not self._rounds:  # it ended among the starting prompts
                 self._add_round(self._record(clock, assessor.best(), None, self.settings.search.sigma))
             return "budget"
         except Stopped:
             return "cancelled"
+
+    async def _words_of_search(self, parties: Parties) -> Codebook:
+        return await parties.facts.remember(
+            "codebook",
+            lambda: codebook_for(parties.backend, self.settings.search.coordinates),
+            Codebook.to_dict,
+            Codebook.from_dict,
+        )
 
     async def _choose_words(self, parties: Parties, assessor: Assessor) -> None:
         """The T named words: label words, then the words that vary most over the training texts."""
@@ -187,49 +194,6 @@ class Tuner:
         for client in parties.clients:
             client.scorer.use_words(words)
         await parties.name_words()
-
-    async def _search(
-        self, parties: Parties, assessor: Assessor, space: PromptSpace, centre: Assessment
-    ) -> Stop:
-        """Rounds until the budget or the rounds end."""
-        self._phase = "search"
-        settings = self.settings.search
-        federation = self.settings.federation
-        rules = Rules(federation.participation, federation.quorum, federation.timeout)
-        plan = Plan(
-            population=settings.popsize,
-            iterations=settings.iterations,
-            minibatch=settings.minibatch,
-            loss=named(settings.loss, settings.margin),
-            perturb=settings.perturb,
-            vocabulary=self._vocabulary,
-        )
-        reference = Reference(centre.prompt, centre.verbalizer)
-        aggregator = self._aggregator()
-        state = aggregator.initial(np.zeros(space.dimension), settings.sigma)
-        idle = 0  # rounds in a row that found no prompt that is new
-        while settings.rounds is None or state.round < settings.rounds:
-            if self._stopping:
-                raise Stopped
-            if idle == _MOST_IDLE:
-                return "cap"
-            clock = Meter(parties)
-            asked = sample(parties.clients, rules.participation, self.settings.seed, state.round)
-            merged = await search_round(asked, state, aggregator, space, plan, reference, rules)
-            state = merged.state
-            shown, ended = assessor.best(), merged.spent
-            try:
-                shown = await assessor.assess(space.decode(state.mean), "merged mean", state.mean)
-                for z in self._proposals(merged):
-                    await assessor.assess(space.decode(z), "best candidate", z)
-            except BudgetSpent:
-                ended = True
-            idle = 0 if clock.answered() else idle + 1
-            self._add_round(self._record(clock, shown, merged, state.sigma))
-            self._save_best()
-            if ended:
-                return "budget"
-        return "rounds"
 
     async def _finish(self, parties: Parties, assessor: Assessor, stopped: Stop) -> RunResult:
         """Save the tuned prompt; then read the test texts, once."""
@@ -250,7 +214,7 @@ class Tuner:
         if stopped != "cancelled" and any(client.test for client in self.task.clients):
             self._phase = "test"
             self._tell(Testing(sum(len(client.test) for client in self.task.clients)))
-            contestants = await assessor.contestants(best.verbalizer)
+            contestants = await assessor.contestants(best.verbalizer, self._fallback)
             try:
                 timeout = self.settings.federation.timeout
                 report = await final_test(parties, self.task, contestants, self._count_tested, timeout)
@@ -276,18 +240,6 @@ class Tuner:
         return Assessor(parties, self.settings, self._tell)
 
     # Small parts ----------------------------------------------------------------------------
-
-    def _proposals(self, merged: Round) -> list[Floats]:
-        """Some clients' best candidates, the clients taking turns."""
-        names = sorted(merged.searched)
-        wanted = min(self.settings.search.proposals, len(names))
-        first = merged.state.round * wanted
-        return [merged.searched[names[(first + i) % len(names)]].best for i in range(wanted)]
-
-    def _aggregator(self) -> Aggregator:
-        if self.settings.federation.aggregator == "fedavg":
-            return FedAvg()
-        return FedBPT(self.settings.federation.sigma_rule)
 
     def _record(self, clock: Meter, shown: Assessment, merged: Round | None, sigma: float) -> RoundRecord:
         assert self._assessor is not None
@@ -322,7 +274,7 @@ class Tuner:
 
     def _artefact(self, best: Assessment) -> TunedPrompt:
         assert self._assessor is not None
-        space = self._space.identity if self._space else {}
+        space = self._searching.space.identity if self._searching and self._searching.space else {}
         return self._assessor.artefact(best, space, self._fallback)
 
     def _save_best(self) -> None:
@@ -338,6 +290,9 @@ class Tuner:
         while self._warned < len(parties.warnings):
             self._warned += 1
             self._tell(Warned(parties.warnings[self._warned - 1]))
+
+    def _show_phase(self, phase: str) -> None:
+        self._phase = phase
 
     def _count_tested(self, done: int, total: int) -> None:
         self._tested = (done, total)

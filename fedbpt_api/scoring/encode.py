@@ -91,6 +91,10 @@ class EncodedSet:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def taken(self, places: Sequence[int]) -> EncodedSet:
+        """Those at `places`."""
+        return EncodedSet(tuple(self.texts[at] for at in places), self.labels[list(places)])
+
     def moved(self) -> EncodedSet:
         """The same texts with the prompt's place behind them."""
         return EncodedSet(tuple(text.moved() for text in self.texts), self.labels)

@@ -177,9 +177,7 @@ class Scorer:
                 self._go_on()
                 stored = self._from_shelf(call, block, new)
                 new = [n for n in new if n not in stored]
-                free = call.work(list(stored))
-                self.budget.settle(free, Usage())
-                reserved -= free
+                reserved -= call.work(list(stored))
             if new:
                 async with self._turn:
                     for begin in range(0, len(new), size):
@@ -232,9 +230,12 @@ class Scorer:
             rows = as_rows(list(found.values()))
             if self.journal is not None:
                 self.journal.make_room()
-            self._keep([(call.asked, call.texts[n]) for n in found], rows, Usage())
+            work = call.work(list(found))
+            used = work if call.shelf.charged else Usage()
+            self._keep([(call.asked, call.texts[n]) for n in found], rows, used)
             block.add(list(found), rows)
-            self.budget.count_stored(len(found))
+            self.budget.settle(work, used)
+            self.budget.count_stored(len(found) if used == Usage() else 0)
         return frozenset(found)
 
     def _go_on(self) -> None:

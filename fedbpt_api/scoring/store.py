@@ -206,10 +206,14 @@ class Shelf:
         number: The server's there.
         secret: What keys and masks are made with: the salt and the server's identity.
         scope: See `Store.shelf`.
+
+    Attributes:
+        charged: Whether what is found counts as if it were asked for anew: for runs that are compared.
     """
 
     def __init__(self, store: Store, number: int, secret: bytes, scope: bytes) -> None:
         self.number = number
+        self.charged = False
         self._store, self._scope = store, scope
         self._secret = hashlib.blake2b(secret, digest_size=32, person=b"shelf").digest()
 

@@ -1,0 +1,186 @@
+"""What a suite's runs come to: means and standard deviations over seeds, as Markdown, CSV, JSON and SVG."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import orjson
+
+from fedbpt_api.bench.grid import Cell
+from fedbpt_api.bench.plot import Curve, curves_svg
+from fedbpt_api.methods import RECIPES
+from fedbpt_api.run.result import ALL_CLIENTS, RunResult
+
+Point = tuple[int, float, float, float]  # scored examples, loss and accuracy of the best so far, own accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One finished run. Shares are 0 to 1; no prompt and no text is part of it.
+
+    Attributes:
+        task: Its task.
+        split: How texts were spread.
+        method: The recipe or variant.
+        base: The recipe.
+        budget: Scored examples it might take; 0 where it searches for nothing.
+        seed: Its seed.
+        accuracy: On the test texts.
+        accuracy_with_bias: The same prompt read with a fitted bias, where the recipe itself fits none.
+        n_test: Test texts.
+        scored: Scored examples it took, without the test's.
+        test_scored: Those of the test.
+        bytes_up: Largest message of a search round from a client.
+        bytes_down: Largest to one.
+        stopped: Why it ended.
+        curve: For each round: scored examples so far, development loss and accuracy of the best prompt so
+            far, and development accuracy of the round's own.
+    """
+
+    task: str
+    split: str
+    method: str
+    base: str
+    budget: int
+    seed: int
+    accuracy: float
+    accuracy_with_bias: float | None
+    n_test: int
+    scored: int
+    test_scored: int
+    bytes_up: int
+    bytes_down: int
+    stopped: str
+    curve: tuple[Point, ...]
+
+    @classmethod
+    def of(cls, cell: Cell, base: str, result: RunResult) -> Entry:
+        """The entry of a run that has been tested."""
+        assert result.test is not None, "a bench always has test texts"
+        rows = {row.method: row for row in result.test.rows if row.client == ALL_CLIENTS}
+        spent, curve = 0, list[Point]()
+        for record in result.rounds:
+            spent += record.scored
+            curve.append((spent, record.best_dev_loss, record.best_dev_accuracy, record.dev_accuracy))
+        sent = [client for record in result.rounds for client in record.clients]
+        with_bias = rows.get("tuned+bias")
+        return cls(
+            task=cell.task,
+            split=cell.split,
+            method=cell.method,
+            base=base,
+            budget=cell.budget,
+            seed=cell.seed,
+            accuracy=rows["tuned"].accuracy,
+            accuracy_with_bias=with_bias.accuracy if with_bias is not None else None,
+            n_test=rows["tuned"].n,
+            scored=sum(int(counts["scored"]) for counts in result.spent.values()),
+            test_scored=sum(int(counts.get("test_scored", 0)) for counts in result.spent.values()),
+            bytes_up=max((client.bytes_up for client in sent), default=0),
+            bytes_down=max((client.bytes_down for client in sent), default=0),
+            stopped=result.stopped,
+            curve=tuple(curve),
+        )
+
+    @property
+    def best(self) -> float:
+        """Accuracy at its best: with a bias where the recipe fits none, and it helps or not."""
+        return self.accuracy if self.accuracy_with_bias is None else self.accuracy_with_bias
+
+
+def summarise(entries: Iterable[Entry], out: Path, head: Mapping[str, str]) -> str:
+    """Write table.md, results.csv, results.json and a plot for each task and split; give the table.
+
+    Args:
+        entries: Finished runs.
+        out: Folder to write to.
+        head: What took part: versions, the command.
+    """
+    ordered = sorted(entries, key=lambda e: (e.task, e.split, _place(e), e.budget, e.seed))
+    text = table(ordered)
+    out.mkdir(parents=True, exist_ok=True)
+    said = "\n".join(f"- {name}: {value}" for name, value in head.items())
+    (out / "table.md").write_text(f"{text}\n{said}\n", encoding="utf-8")
+    (out / "results.csv").write_text(_csv(ordered), encoding="utf-8")
+    data = {"about": dict(head), "runs": [asdict(entry) for entry in ordered]}
+    (out / "results.json").write_bytes(orjson.dumps(data, option=orjson.OPT_INDENT_2))
+    for (task, split), some in _grouped(ordered, lambda e: (e.task, e.split)).items():
+        longest = max(e.budget for e in some)
+        if longest:
+            for name, value, label in (
+                ("accuracy", 2, "development accuracy"),
+                ("loss", 1, "development loss"),
+            ):
+                lines = [
+                    Curve(method, [[(p[0], p[value]) for p in e.curve] for e in runs])
+                    for method, runs in _grouped([e for e in some if e.budget], _line).items()
+                ]
+                (out / f"{task}-{split}-{name}.svg").write_text(
+                    curves_svg(lines, "scored examples", f"{label}, best so far"), encoding="utf-8"
+                )
+    return text
+
+
+def table(entries: Sequence[Entry]) -> str:
+    """A Markdown table for each task and split: accuracy in per cent, mean and deviation over seeds."""
+    parts = []
+    for (task, split), some in _grouped(entries, lambda e: (e.task, e.split)).items():
+        seeds = sorted({e.seed for e in some})
+        lines = [
+            f"### {task}, {split} ({some[0].n_test:,} test texts)\n",
+            f"| method | budget | mean | sd | {' | '.join(f'seed {s}' for s in seeds)} | scored |",
+            "|---" * (5 + len(seeds)) + "|",
+        ]
+        for (method, budget), runs in _grouped(some, lambda e: (e.method, e.budget)).items():
+            for label, values in _rows(method, runs):
+                cells = " | ".join(f"{100 * values[s]:.1f}" if s in values else "" for s in seeds)
+                per_cent = [100 * v for v in values.values()]
+                spread = f"{stdev(per_cent):.1f}" if len(per_cent) > 1 else "\u2013"
+                cost = f"{mean(e.scored for e in runs):,.0f}"
+                shown = f"{budget:,}" if budget else "\u2013"
+                lines.append(f"| {label} | {shown} | {mean(per_cent):.1f} | {spread} | {cells} | {cost} |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _rows(method: str, runs: Sequence[Entry]) -> list[tuple[str, dict[int, float]]]:
+    """A method's rows: its own reading, and with a bias where it fits none itself."""
+    mark = "" if RECIPES[runs[0].base].private else " (not private)"
+    rows = [(method + mark, {e.seed: e.accuracy for e in runs})]
+    with_bias = {e.seed: e.accuracy_with_bias for e in runs if e.accuracy_with_bias is not None}
+    if len(with_bias) == len(runs):
+        rows.append((f"{method}, with bias{mark}", with_bias))
+    return rows
+
+
+def _csv(entries: Sequence[Entry]) -> str:
+    text = io.StringIO()
+    names = [name for name in Entry.__slots__ if name != "curve"]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([getattr(entry, name) for name in names] for entry in entries)
+    return text.getvalue()
+
+
+def _line(entry: Entry) -> str:
+    return entry.method
+
+
+def _place(entry: Entry) -> tuple[int, str]:
+    """Recipes in the order of their list, variants behind them."""
+    names = list(RECIPES)
+    return (names.index(entry.method) if entry.method in names else len(names), entry.method)
+
+
+def _grouped(entries: Iterable[Entry], key: Any) -> dict[Any, list[Entry]]:
+    groups: defaultdict[Any, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[key(entry)].append(entry)
+    return dict(groups)

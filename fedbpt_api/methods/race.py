@@ -1,0 +1,5 @@
+"""Placeholder."""
+
+from fedbpt_api.methods import rounds
+
+search = rounds.search

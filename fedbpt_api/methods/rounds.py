@@ -1,0 +1,85 @@
+"""FedBPT's rounds (arXiv 2310.01467, section 3): local searches side by side, one merge, all clients judge.
+
+A round: the server sends its mean and step size; every client that is asked runs CMA-ES from there on its own
+loss (step 2), sends its mean, loss and step sizes (step 3); the aggregator merges them (step 4). Beyond the
+paper every merged prompt, and some client's best candidate, is judged on all clients' texts, so that the best
+prompt is known and kept whatever later rounds do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT
+from fedbpt_api.federation.client import Plan, Reference
+from fedbpt_api.federation.runtime import Round, Rules, sample, search_round
+from fedbpt_api.methods.searching import Searching, Stop
+from fedbpt_api.prompts.space import PromptSpace
+from fedbpt_api.run.assess import Assessment
+from fedbpt_api.run.config import FederationSettings
+from fedbpt_api.run.origins import choose_origin
+from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.scoring.budget import BudgetSpent
+from fedbpt_api.scoring.losses import named
+
+_MOST_IDLE = 20  # rounds in a row that found no prompt that is new
+
+
+async def search(run: Searching) -> Stop:
+    """Judge the starting prompts, then search around the best of them."""
+    run.phase("starting prompts")
+    centre, space = await choose_origin(run.assessor, await run.codebook())
+    run.note(run.begun, centre, None, run.settings.search.sigma)
+    return await around(run, centre, space)
+
+
+async def around(run: Searching, centre: Assessment, space: PromptSpace) -> Stop:
+    """Rounds from the centre until the budget or the rounds end."""
+    run.phase("search")
+    run.space, run.assessor.centre = space, centre
+    settings, federation = run.settings.search, run.settings.federation
+    rules = Rules(federation.participation, federation.quorum, federation.timeout)
+    plan = Plan(
+        population=settings.popsize,
+        iterations=settings.iterations,
+        minibatch=settings.minibatch,
+        loss=named(settings.loss, settings.margin),
+        perturb=settings.perturb,
+        vocabulary=(await run.codebook()).tokens if settings.perturb else (),
+    )
+    reference = Reference(centre.prompt, centre.verbalizer)
+    aggregator = aggregator_of(federation)
+    state = aggregator.initial(np.zeros(space.dimension), settings.sigma)
+    idle = 0
+    while settings.rounds is None or state.round < settings.rounds:
+        if idle == _MOST_IDLE:
+            return "cap"
+        clock = run.meter()
+        asked = sample(run.parties.clients, rules.participation, run.settings.seed, state.round)
+        merged = await search_round(asked, state, aggregator, space, plan, reference, rules)
+        state = merged.state
+        shown, ended = run.assessor.best(), merged.spent
+        try:
+            shown = await run.assessor.assess(space.decode(state.mean), "merged mean", state.mean)
+            for z in _proposals(merged, settings.proposals):
+                await run.assessor.assess(space.decode(z), "best candidate", z)
+        except BudgetSpent:
+            ended = True
+        idle = 0 if clock.answered() else idle + 1
+        run.note(clock, shown, merged, state.sigma)
+        if ended:
+            return "budget"
+    return "rounds"
+
+
+def aggregator_of(federation: FederationSettings) -> Aggregator:
+    """The rule that the settings name."""
+    return FedAvg() if federation.aggregator == "fedavg" else FedBPT(federation.sigma_rule)
+
+
+def _proposals(merged: Round, most: int) -> list[Floats]:
+    """Some clients' best candidates, the clients taking turns."""
+    names = sorted(merged.searched)
+    wanted = min(most, len(names))
+    first = merged.state.round * wanted
+    return [merged.searched[names[(first + i) % len(names)]].best for i in range(wanted)]
