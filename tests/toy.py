@@ -76,6 +76,7 @@ class ToyBackend:
         complete: Whether it says that every named word comes back.
         noise: Standard deviation of a log-probability when the same is asked again.
         block: Tokens that it says its cache keeps together.
+        ripple: How much answers depend on the order of the ids, which means nothing.
         hold: While it is not set, requests that have arrived are not answered. One that nobody sets is
             a server that hangs.
         turns: How many turns of the event loop each request takes; one number a request, 0 after these.
@@ -94,6 +95,7 @@ class ToyBackend:
     complete: bool = True
     noise: float = 0.0
     block: int = 1
+    ripple: float = 0.2
     hold: asyncio.Event | None = None
     turns: Sequence[int] = ()
     fail_on: frozenset[int] = frozenset()
@@ -218,7 +220,7 @@ class ToyBackend:
         mood = float(np.tanh(0.5 * self._valence[at].sum()))
         gain = 1.0 + float(np.tanh(self._gain[at].sum() / 4.0))
         phase = float((at * np.arange(1, len(at) + 1)).sum() % 1009)  # the order of the ids matters, a little
-        ripple = 0.2 * np.sin(0.7 * np.arange(len(TEXTS)) + phase)
+        ripple = self.ripple * np.sin(0.7 * np.arange(len(TEXTS)) + phase)
         logits = self._base + 1.5 * gain * mood * self._polarity + ripple
         top = logits.max()
         return np.asarray(logits - top - np.log(np.exp(logits - top).sum()))

@@ -21,6 +21,7 @@ svg { font: 12px system-ui, sans-serif; } rect.page { fill: #fff; }
 .series path { fill: none; stroke-width: 2; } .series circle { r: 1.6; } .band { opacity: .13; stroke: none; }
 """
 _STEPS = 60
+_DASHED = "stroke-dasharray: 5 3;"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def curves_svg(curves: Sequence[Curve], x_label: str, label: str) -> str:
         '<svg class="chart"', '<svg class="chart" x="0" y="22" width="520" height="300"', 1
     )
     rules = "".join(
-        f".s{n} path, line.s{n} {{ stroke: {colour}; {'stroke-dasharray: 5 3;' if n >= len(_COLOURS) else ''} }}"
+        f".s{n} path, line.s{n} {{ stroke: {colour}; {_DASHED if n >= len(_COLOURS) else ''} }}"
         f" .s{n} circle, .band.s{n} {{ fill: {colour}; }}"
         for n, colour in zip(range(len(series)), cycle(_COLOURS), strict=False)
     )

@@ -163,6 +163,8 @@ def show(run: RunPath, as_json: Json = False) -> None:
     typer.echo(
         f"prompt ({len(prompt.ids)} tokens of {prompt.model['name']}):\n{show_whitespace(prompt.text)}"
     )
+    for text, ids in prompt.joined:
+        typer.echo(f"joined with ({len(ids)} tokens):\n{show_whitespace(text)}")
     typer.echo(f"template: {prompt.template.source!r}")
     for name, value in prompt.scores.items():
         typer.echo(f"{name}: {value:.4f}")

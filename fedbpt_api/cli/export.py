@@ -28,7 +28,13 @@ def export(
     from fedbpt_backends.checkpoint import read_table
     from fedbpt_backends.tensor_file import torch_bytes
 
-    prompt, table = TunedPrompt.load(run), read_table(weights)
+    prompt = TunedPrompt.load(run)
+    if prompt.joined:
+        raise ConfigError(
+            f"{run}: {len(prompt.joined) + 1} prompts answer together, and one tensor is one prompt",
+            "tune with search.ensemble = 1",
+        )
+    table = read_table(weights)
     if not prompt.ids:
         raise ConfigError(f"{run}: the tuned prompt is empty, so there is nothing to export")
     if max(prompt.ids) >= len(table.texts):

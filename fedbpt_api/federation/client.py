@@ -18,7 +18,7 @@ from fedbpt_api.aggregate import Update
 from fedbpt_api.errors import BackendError, QuotaError
 from fedbpt_api.federation.messages import Broadcast
 from fedbpt_api.prompts.codebook import distinct_share
-from fedbpt_api.prompts.space import AnyPrompt, Ids, PromptSpace
+from fedbpt_api.prompts.space import AnyPrompt, Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import CHOICES, SHORTEST, Job, Line, write_line
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import BudgetSpent
@@ -57,7 +57,7 @@ class Plan:
 class Reference:
     """The prompt that the search's verbalizer was fitted for; candidates are compared with it."""
 
-    prompt: AnyPrompt
+    prompt: Asked
     verbalizer: Verbalizer
 
 
@@ -223,7 +223,7 @@ class Client:
         return Line(job.label, ids, float(np.log(shares[0, job.label])))
 
     async def fit(
-        self, prompt: AnyPrompt, groups: Sequence[Sequence[int]], *, with_dev: bool = False
+        self, prompt: Asked, groups: Sequence[Sequence[int]], *, with_dev: bool = False
     ) -> ClientFit:
         """This client's side of a verbalizer's fit for `prompt`: answers messages, scores nothing more."""
         texts, labels = self._train.texts, self._train.labels
@@ -234,7 +234,7 @@ class Client:
 
     async def evaluate(
         self,
-        prompt: AnyPrompt,
+        prompt: Asked,
         verbalizer: Verbalizer,
         part: Literal["train", "dev"] = "dev",
         repeat: int = 0,

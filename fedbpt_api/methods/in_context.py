@@ -2,8 +2,8 @@
 
 Not private: the texts of some clients go to the model, and to every party, with the prompt. It is here to be
 compared with. Draws of 1, 2, 4, 8, ... examples a label, up to what fits, are judged on development texts (of
-a client without any, on the half of its training texts that no example is taken from), so that a text is never
-judged with itself in the prompt; the best is the run's.
+a client without any, on the half of its training texts that no example is taken from), so that a text is
+never judged with itself in the prompt; the best is the run's.
 """
 
 from __future__ import annotations

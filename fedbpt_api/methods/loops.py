@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from fedbpt_api.methods import calibration, edits, given, in_context, race, random_search, rounds
+from fedbpt_api.methods import calibration, edits, given, in_context, random_search, rounds
 from fedbpt_api.methods.searching import Loop
 
 LOOPS: Final[Mapping[str, Loop]] = {
-    "race": race.search,
     "rounds": rounds.search,
     "start": given.start,
     "prompts": given.prompts,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-DEFAULT: Final = "race"
+DEFAULT: Final = "ensemble"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,10 @@ RECIPES: Final[Mapping[str, Recipe]] = {
     recipe.name: recipe
     for recipe in (
         Recipe(
-            "race",
-            "prompts with examples that the model writes race on common texts; then CMA-ES around the best",
+            "ensemble",
+            "prompts with examples that the model writes, CMA-ES around the best; a few answer together",
             "this project, docs/search.md",
-            {"search": _search("race"), "verbalizer": _WEIGHTED},
+            {"search": _search("rounds", draws=240, opening=0.9, ensemble=3), "verbalizer": _WEIGHTED},
         ),
         Recipe(
             "rounds",

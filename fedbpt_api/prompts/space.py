@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from fedbpt_api.scoring.backend import Floats
-from fedbpt_api.scoring.encode import AnyPrompt, Ids
+from fedbpt_api.scoring.encode import AnyPrompt, Asked, Ensemble, Ids, members_of
 
-__all__ = ["AnyPrompt", "Ids", "PromptSpace"]
+__all__ = ["AnyPrompt", "Asked", "Ensemble", "Ids", "PromptSpace", "members_of"]
 
 
 class PromptSpace(Protocol):

@@ -17,7 +17,9 @@ from fedbpt_api.scoring.backend import Backend
 from fedbpt_api.task import LabelWords, Template
 from fedbpt_api.verbalizer import Verbalizer
 
-FORMAT = 1
+FORMAT = 2
+_SINGLE = 1  # what is written without joined prompts, so that earlier versions can read it
+JOINED = "\n--- and ---\n"
 _LIMIT = 4_000_000  # bytes; the largest honest file (128 words, 20 labels) is a twentieth of that
 
 
@@ -38,6 +40,8 @@ class TunedPrompt:
         scores: What it reached, such as {"dev_loss": 0.71, "dev_accuracy": 0.7}.
         fallback: Label words with a bias, for servers that do not answer for all words.
         soft: For a continuous prompt, z and how A is drawn; `ids` are those that it started from.
+        joined: Prompts that answer together with this one, as text and ids: the verbalizer reads the mean of
+            their log-probabilities, and each text is asked once a prompt.
     """
 
     text: str
@@ -51,11 +55,19 @@ class TunedPrompt:
     scores: Mapping[str, float]
     fallback: Verbalizer | None = None
     soft: Mapping[str, Any] | None = None
+    joined: tuple[tuple[str, Ids], ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """The prompt for people, with those that are joined to it."""
+        return JOINED.join([self.text, *(text for text, _ in self.joined)])
 
     def to_dict(self) -> dict[str, Any]:
+        joined = {"joined": [{"text": text, "ids": list(ids)} for text, ids in self.joined]}
         return {
-            "format": FORMAT,
+            "format": FORMAT if self.joined else _SINGLE,
             "prompt": {"text": self.text, "ids": list(self.ids)},
+            **(joined if self.joined else {}),
             "template": self.template.source,
             "labels": dict(zip(self.label_words.labels, map(list, self.label_words.words), strict=True)),
             "scores": dict(self.scores),
@@ -67,14 +79,14 @@ class TunedPrompt:
             "soft": dict(self.soft) if self.soft else None,
         }
 
-    async def on(self, backend: Backend) -> AnyPrompt:
-        """The prompt as that model takes it: its token ids, or its vectors.
+    async def on(self, backend: Backend) -> tuple[AnyPrompt, ...]:
+        """What that model is asked with: the prompt's token ids, or its vectors, and those joined to it.
 
         Raises:
             ConfigError: It is a continuous prompt, and the backend takes none or has other embeddings.
         """
         if self.soft is None:
-            return self.ids
+            return (self.ids, *(ids for _, ids in self.joined))
         table = await backend.token_table() if backend.info.soft else None
         if table is None:
             raise ConfigError(
@@ -83,7 +95,7 @@ class TunedPrompt:
                 "backend.weights",
             )
         try:
-            return rebuild(self.ids, self.soft, table)
+            return (rebuild(self.ids, self.soft, table),)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"this prompt was made for embeddings of another shape ({type(error).__name__}: {error})",
@@ -95,9 +107,9 @@ class TunedPrompt:
         """Raises RunFolderError where `data` is not such a file's content."""
         if not isinstance(data, Mapping):
             raise RunFolderError("it holds no JSON object", "is this really a prompt file?")
-        if data.get("format") != FORMAT:
+        if data.get("format") not in (_SINGLE, FORMAT):
             raise RunFolderError(
-                f"this prompt file has format {data.get('format')!r}, this version reads {FORMAT}",
+                f"this prompt file has format {data.get('format')!r}, this version reads up to {FORMAT}",
                 "use the version of fedbpt_api that wrote it",
             )
         try:
@@ -114,6 +126,9 @@ class TunedPrompt:
                 scores={str(k): float(v) for k, v in data["scores"].items()},
                 fallback=Verbalizer.from_dict(data["fallback"]) if data.get("fallback") else None,
                 soft=dict(data["soft"]) if data.get("soft") else None,
+                joined=tuple(
+                    (str(part["text"]), tuple(int(i) for i in part["ids"])) for part in data.get("joined", ())
+                ),
             )
             prompt._check()
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, FedbptError) as error:
@@ -130,7 +145,8 @@ class TunedPrompt:
             "fallback": self.fallback is None or len(self.fallback.groups) == len(self.verbalizer.groups),
             "label words": [len(words) for words in self.label_words.words]
             == [len(group) for group in self.verbalizer.groups],
-            "token ids": all(0 <= i < 2**31 for i in self.ids)
+            "joined prompts": self.soft is None or not self.joined,
+            "token ids": all(0 <= i < 2**31 for ids in (self.ids, *(i for _, i in self.joined)) for i in ids)
             and all(0 <= i < 2**31 or i == -1 - at for at, i in enumerate(self.verbalizer.words)),
             "model": {"kind", "name", "fingerprint"} <= set(self.model),
             "scores": all(math.isfinite(score) for score in self.scores.values()),

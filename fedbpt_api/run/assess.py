@@ -11,8 +11,8 @@ from typing import TypeVar
 from fedbpt_api.errors import FedbptError
 from fedbpt_api.federation.client import Client, Sums
 from fedbpt_api.federation.runtime import Answers, ask_all, need_quorum
-from fedbpt_api.prompts.space import AnyPrompt
-from fedbpt_api.prompts.tuned import TunedPrompt
+from fedbpt_api.prompts.space import Asked, Ensemble, Ids, members_of
+from fedbpt_api.prompts.tuned import JOINED, TunedPrompt
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.parties import Parties
@@ -31,7 +31,7 @@ class Assessment:
     """A prompt with its fitted verbalizer and what it reached on texts that the fit did not see.
 
     Attributes:
-        prompt: The prompt: token ids, or vectors.
+        prompt: The prompt: token ids, vectors, or several that answer together.
         text: The prompt as text; of a continuous one, the text that its vectors started from.
         verbalizer: Fitted on the training texts of all clients that answered.
         train: For each client the cross-entropy of its training texts, held out by cross-validation.
@@ -43,7 +43,7 @@ class Assessment:
         fixed: Whether its verbalizer was given, and is not fitted anew.
     """
 
-    prompt: AnyPrompt
+    prompt: Asked
     text: str
     verbalizer: Verbalizer
     train: Mapping[str, Sums]
@@ -109,16 +109,18 @@ class Assessor:
         tell: Where events go.
         known: What was assessed.
         centre: The prompt that is being searched around, once there is one.
+        chosen: The result, where it is not simply the prompt with the smallest held-out loss.
     """
 
     parties: Parties
     settings: Settings
     tell: Callable[[Event], None]
-    known: dict[AnyPrompt, Assessment] = field(default_factory=dict)
+    known: dict[Asked, Assessment] = field(default_factory=dict)
     centre: Assessment | None = None
+    chosen: Assessment | None = None
 
     def best(self) -> Assessment:
-        """The prompt with the smallest held-out loss; the earlier one where two are equal.
+        """The choice: the prompt with the smallest held-out loss, the earlier one where two are equal.
 
         Two prompts are compared on the clients that answered for both: one may have failed in between,
         or spent its own budget.
@@ -131,10 +133,12 @@ class Assessor:
                 "the run was stopped, or its budget ended, before one prompt was judged",
                 f"judging one costs {self.cost} scored examples; raise the budget",
             )
+        if self.chosen is not None:
+            return self.chosen
         return reduce(lambda best, new: new if new.beats(best) else best, self.known.values())
 
     async def assess(
-        self, prompt: AnyPrompt, origin: str, z: Floats | None = None, fixed: Verbalizer | None = None
+        self, prompt: Asked, origin: str, z: Floats | None = None, fixed: Verbalizer | None = None
     ) -> Assessment:
         """Score a prompt on all training and development texts and fit its verbalizer.
 
@@ -150,7 +154,7 @@ class Assessor:
         """
         if prompt in self.known:
             return self.known[prompt]
-        parties = self.parties
+        joined = isinstance(prompt, Ensemble)
         if fixed is None:
             fits = await self._fits(prompt)
             verbalizer, report = await self._fit(list(fits.got.values()), self.settings.verbalizer.kind)
@@ -159,13 +163,11 @@ class Assessor:
             verbalizer = fixed
             train = (await self.ask(lambda c: c.evaluate(prompt, fixed, "train"))).got
         sums: Answers[Sums] = Answers()
-        if self._promising(train):
+        if joined or self._promising(train):
             sums = await self.ask(lambda c: c.evaluate(prompt, verbalizer), train)
-        if isinstance(prompt, Soft):
-            text = self.centre.text if self.centre else ""
-        else:
-            text, z = await parties.backend.detokenize(prompt), None
-        floor = self.centre.train if self.centre else {}
+        text = await self._text(prompt)
+        z = z if isinstance(prompt, Soft) else None
+        floor = self.centre.train if self.centre and not self._unsearched(prompt) else {}
         assessment = Assessment(
             prompt, text, verbalizer, train, dict(sums.got), floor, z, fixed=fixed is not None
         )
@@ -178,6 +180,26 @@ class Assessor:
         a, dev, chosen = assessment, assessment.dev_sums, self.best() is assessment
         self.tell(Assessed(a.text, origin, a.train_loss, a.loss, dev.mean_loss, dev.accuracy, chosen))
         return assessment
+
+    async def held_out(self, prompt: Asked, kind: Kind) -> Sums:
+        """A prompt's held-out loss over all texts, with a verbalizer of that kind; it is not remembered."""
+        fits = await self._fits(prompt)
+        verbalizer, report = await self._fit(list(fits.got.values()), kind)
+        train = sum((Sums(n, loss) for n, loss in report.held_out.values()), Sums())
+        dev = await self.ask(lambda c: c.evaluate(prompt, verbalizer), report.held_out)
+        return train + _total(dev.got)
+
+    async def _text(self, prompt: Asked) -> str:
+        if isinstance(prompt, Soft):
+            return self.centre.text if self.centre else ""
+        texts = [
+            await self.parties.backend.detokenize(ids) for ids in members_of(prompt) if isinstance(ids, tuple)
+        ]
+        return JOINED.join(texts)
+
+    def _unsearched(self, prompt: Asked) -> bool:
+        """Whether none of a joined prompt's members was searched for on training texts."""
+        return isinstance(prompt, Ensemble) and not any(self.known[ids].floor for ids in prompt.members)
 
     @property
     def _noisy(self) -> bool:
@@ -233,13 +255,19 @@ class Assessor:
     ) -> TunedPrompt:
         """The prompt as the file that `predict` and `eval` work from."""
         parties, info = self.parties, self.parties.info
-        ids, soft = best.prompt, None
-        if isinstance(ids, Soft):
+        ids, soft, more = best.prompt, None, tuple[tuple[str, Ids], ...]()
+        text = best.text
+        if isinstance(ids, Ensemble):
+            parts = [self.known[member] for member in ids.members]
+            ids, text = ids.members[0], parts[0].text
+            more = tuple((a.text, a.prompt) for a in parts[1:] if isinstance(a.prompt, tuple))
+        elif isinstance(ids, Soft):
             assert self.centre is not None and isinstance(self.centre.prompt, tuple) and best.z is not None
             ids, soft = self.centre.prompt, {**space, "z": best.z.tolist()}
         return TunedPrompt(
-            text=best.text,
+            text=text,
             ids=ids,
+            joined=more,
             template=parties.task.template,
             label_words=parties.task.label_words,
             word_texts=tuple(parties.word_texts.get(token, "") for token in best.verbalizer.words),
@@ -299,7 +327,7 @@ class Assessor:
         need_quorum(answers, len(clients), federation.quorum)
         return answers
 
-    async def _fits(self, prompt: AnyPrompt, names: Collection[str] | None = None) -> Answers[ClientFit]:
+    async def _fits(self, prompt: Asked, names: Collection[str] | None = None) -> Answers[ClientFit]:
         """The clients' sides of a fit for a prompt."""
         return await self.ask(lambda client: client.fit(prompt, self.parties.groups), names)
 

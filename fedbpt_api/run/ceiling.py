@@ -14,7 +14,7 @@ from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.scoring.price import Price
 from fedbpt_api.task import Example
 
-_DRAWS, _LINES, _LINE = 48, 12, 20  # of `origins`: draws, lines a label, tokens of a line
+_LINES, _LINE = 24, 20  # of `origins`: lines a label, tokens of a line
 _QUIET = 1e-3  # of `assess`: with more noise in an answer, development texts are scored twice
 _SLACK = 4  # tokens that joining pieces may add to each
 
@@ -47,7 +47,7 @@ def _of(client: Client, parties: Parties, settings: Settings, prompt: int) -> Us
         before += judged
     if search.form != "words":
         labels = len(parties.task.label_words.labels)
-        before += _DRAWS * judged + labels * _LINES * (_LINE + inputs)
+        before += search.draws * judged + labels * _LINES * (_LINE + inputs)
     batch = min(client.n_train, search.minibatch or client.n_train) * inputs
     views = 2 if search.perturb else 1
     tries = (search.popsize * search.iterations + 1) * views + search.iterations + 1  # and the centre's

@@ -14,7 +14,7 @@ from fedbpt_api.prompts.space import Ids
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.result import Row, TestReport
 from fedbpt_api.run.stats import compare
-from fedbpt_api.scoring.backend import Backend, Usage
+from fedbpt_api.scoring.backend import Backend, Prompt, Scores, Usage
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.scoring.trie import label_trie
@@ -85,19 +85,25 @@ class Classifier:
         asked = await self.prompt.on(self.backend)
         for begin in range(0, len(examples), _CHUNK):
             texts = await encoder.texts(examples[begin : begin + _CHUNK])
-            prompts = [text.with_prompt(asked) for text in texts]
-            room = self.backend.info.context
-            for number, prompt in enumerate(prompts, start=begin + 1):
-                if len(prompt) > room:
-                    raise ConfigError(
-                        f"text {number} has {len(prompt)} tokens with its prompt, the limit is {room}",
-                        "shorten it, or raise backend.context",
-                    )
-            scores = await self.backend.score(prompts, self.prompt.verbalizer.words)
-            self.usage = self.usage + scores.usage
-            for row in self.prompt.verbalizer.probabilities(scores.logprobs, scores.exact):
+            found = [await self._scores([text.with_prompt(one) for text in texts], begin) for one in asked]
+            logprobs = np.mean([scores.logprobs for scores in found], axis=0)
+            exact = np.all([scores.exact for scores in found], axis=0)
+            for row in self.prompt.verbalizer.probabilities(logprobs, exact):
                 shares = {label: float(p) for label, p in zip(labels, row, strict=True)}
                 yield Prediction(labels[int(np.argmax(row))], shares)
+
+    async def _scores(self, prompts: Sequence[Prompt], begin: int) -> Scores:
+        """The answers to texts from the number `begin` on, counted from 0."""
+        room = self.backend.info.context
+        for number, prompt in enumerate(prompts, start=begin + 1):
+            if len(prompt) > room:
+                raise ConfigError(
+                    f"text {number} has {len(prompt)} tokens with its prompt, the limit is {room}",
+                    "shorten it, or raise backend.context",
+                )
+        scores = await self.backend.score(prompts, self.prompt.verbalizer.words)
+        self.usage = self.usage + scores.usage
+        return scores
 
     async def classify(self, examples: Sequence[Example | str]) -> list[Prediction]:
         """Predictions for texts or examples."""
@@ -147,6 +153,7 @@ async def adapted(
     words: list[int | None] = list(verbalizer.words)
     # Before anything else: servers that take text alone know only the words they have met.
     ids, *found = [await backend.tokenize(text) for text in (prompt.text, *prompt.word_texts)]
+    joined = tuple([(text, await backend.tokenize(text)) for text, _ in prompt.joined])
     if not await _same_vocabulary(prompt, backend):
         if prompt.soft is not None:
             raise ConfigError(
@@ -154,7 +161,7 @@ async def adapted(
                 f"use the model it was tuned on: {prompt.model['name']}",
             )
         words = [pieces[0] if len(pieces) == 1 else None for pieces in found]
-        prompt = replace(prompt, ids=ids)
+        prompt = replace(prompt, ids=ids, joined=joined)
         warnings.append(f"{info.model} has another vocabulary: the prompt and the words are used as text")
     flat = [column for group in verbalizer.groups for column in group]
     for column, token in zip(flat, label_tokens, strict=True):

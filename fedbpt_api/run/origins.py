@@ -19,7 +19,7 @@ from fedbpt_api.federation.client import Reference
 from fedbpt_api.federation.runtime import ask_all
 from fedbpt_api.prompts.codebook import Codebook, CodebookSpace, demonstrations, drawn_texts, words_after
 from fedbpt_api.prompts.soft import SoftSpace
-from fedbpt_api.prompts.space import AnyPrompt, Ids, PromptSpace
+from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import Job, Line
 from fedbpt_api.run.assess import START, Assessment, Assessor
 from fedbpt_api.run.config import Settings
@@ -29,11 +29,11 @@ from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.task import Example
 
-_SHARE = 0.5  # of a budget that the starting prompts may take
-_MOST = 48  # draws of made-up examples
+_MOST = 240  # draws of made-up examples
 _FITTING = 4  # of which one is taken, for the blocks of a cache
-_WRITING = 0.06  # of the scored examples that writing lines may take
-_LINES, _LINE = 12, 13  # lines for a label at most, and what writing one costs about
+_ORDER = 3  # keys the draw of an order
+_WRITING = 0.1  # of the scored examples that writing lines may take
+_LINES, _LINE = 24, 13  # lines for a label at most, and what writing one costs about
 
 
 class Shown(NamedTuple):
@@ -66,10 +66,10 @@ async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessm
     return await settle_padding(assessor, best, space)
 
 
-async def _made_up(assessor: Assessor, codebook: Codebook) -> dict[AnyPrompt, CodebookSpace]:
+async def _made_up(assessor: Assessor, codebook: Codebook) -> dict[Asked, CodebookSpace]:
     """Assess prompts with made-up examples, as many as their share of the budget allows; their spaces."""
     settings = assessor.settings
-    spaces: dict[AnyPrompt, CodebookSpace] = {}
+    spaces: dict[Asked, CodebookSpace] = {}
     shown = () if settings.search.form == "words" else await _shown(assessor)
     forced = settings.search.form == "demonstrations"
     if not shown or not (forced or _affords(assessor, _writing(assessor, len(shown)))):
@@ -96,14 +96,20 @@ async def _drawn(
     settings = assessor.settings
     prompts = list(dict.fromkeys(settings.prompts))
     around = [(s.before, s.after + s.word) for s in shown]
+
+    def arranged(number: int) -> tuple[list[tuple[Ids, Ids]], list[Ids]]:
+        """The labels' examples of a draw, in an order that is drawn too."""
+        texts = _texts(codebook, lines, settings, number)
+        order = np.random.default_rng((settings.seed, number, _ORDER)).permutation(len(around))
+        return [around[k] for k in order], [texts[k] for k in order]
+
     blocks = blocks_of(assessor)
     spaces = [
         await demonstrations(
             assessor.parties.backend,
             codebook,
             prompts[draw % len(prompts)],
-            around,
-            _texts(codebook, lines, settings, number),
+            *arranged(number),
             settings.search.positions,
         )
         for number in range(draw, _MOST * (_FITTING if blocks else 1), _MOST)
@@ -116,7 +122,7 @@ async def _drawn(
 async def _vectors(assessor: Assessor) -> tuple[Assessment, PromptSpace]:
     """The best prompt that has a token, and the space of continuous prompts around its embeddings."""
     settings, parties = assessor.settings, assessor.parties
-    longer = [a for a in assessor.known.values() if len(a.prompt)]
+    longer = [a for a in assessor.known.values() if isinstance(a.prompt, tuple) and a.prompt]
     best = reduce(lambda found, new: new if new.beats(found) else found, longer) if longer else None
     if best is None:  # the budget ended before one with a token was judged
         raise BudgetSpent("scored examples")
@@ -144,11 +150,11 @@ def _affords(assessor: Assessor, more: int = 0) -> bool:
 
     Of the run's budget, and of each client's own.
     """
-    parties = assessor.parties
-    if parties.budget.used(assessor.cost + more) > _SHARE:
+    parties, share = assessor.parties, assessor.settings.search.opening
+    if parties.budget.used(assessor.cost + more) > share:
         return False
     each = more // len(parties.clients)
-    return all(c.scorer.budget.used(c.cost + each) <= _SHARE for c in parties.clients)
+    return all(c.scorer.budget.used(c.cost + each) <= share for c in parties.clients)
 
 
 def _line(parties: Parties) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedbpt_api.prompts.space import AnyPrompt
+from fedbpt_api.prompts.space import AnyPrompt, Asked, Ensemble
 from fedbpt_api.prompts.written import CHOICES
 from fedbpt_api.run.assess import Assessment, Assessor
 from fedbpt_api.run.config import Settings
@@ -237,7 +237,7 @@ class Judge(Assessor):
     _loss: float = 1.0
 
     async def assess(
-        self, prompt: AnyPrompt, origin: str, z: Floats | None = None, fixed: Verbalizer | None = None
+        self, prompt: Asked, origin: str, z: Floats | None = None, fixed: Verbalizer | None = None
     ) -> Assessment:
         if prompt in self.known:
             return self.known[prompt]
@@ -246,7 +246,8 @@ class Judge(Assessor):
             self._loss = self.centre.train_loss + _SPREAD * (draw + _PROMISING)
         else:
             self._loss = 1.0 + _SPREAD * (-_FAVOURITE if prompt == self.favourite else max(draw, -2.5))
-            self.starting.append(prompt)
+            if not isinstance(prompt, Ensemble):
+                self.starting.append(prompt)
         assessment = await super().assess(prompt, origin, z, fixed)
         worst = max(self._loss, self.centre.train_loss + 0.01) if self.centre is not None else self._loss
         dev = {name: replace(sums, loss=sums.n * worst) for name, sums in assessment.dev.items()}
@@ -272,5 +273,7 @@ class Judge(Assessor):
         return verbalizer, replace(made, held_out=held_out)
 
 
-def _ids(prompt: AnyPrompt) -> tuple[int, ...]:
+def _ids(prompt: Asked) -> tuple[int, ...]:
+    if isinstance(prompt, Ensemble):
+        return tuple(token for member in prompt.members for token in member)
     return prompt if isinstance(prompt, tuple) else tuple(prompt.digest)

@@ -132,6 +132,8 @@ class SearchSettings(Section):
         algorithm: The loop that is run; as a rule the method says which.
         space: Words, "codebook"; or vectors, "soft", where the server takes them.
         form: Words after the prompt, words of examples that the model writes, or whichever does better.
+        draws: Most prompts with examples that the model writes.
+        opening: Share of the budget that starting prompts, those among them, may take.
         positions: Words of the prompt, L.
         coordinates: Principal coordinates of the embeddings for each word, k; the search has L k dimensions.
         dimensions: Dimensions of a search over vectors, d.
@@ -145,13 +147,16 @@ class SearchSettings(Section):
         rounds: Most rounds; without it the budget alone ends the run.
         proposals: Clients whose best candidate is assessed in a round beside the merged mean, in turn.
         minibatch: Training texts that a generation is scored on; all of them without it.
+        ensemble: Most prompts that answer together in the result; each text is then asked as often.
     """
 
-    algorithm: Literal[
-        "race", "rounds", "start", "prompts", "calibration", "random", "in-context", "edits"
-    ] = "race"
+    algorithm: Literal["rounds", "start", "prompts", "calibration", "random", "in-context", "edits"] = (
+        "rounds"
+    )
     space: Literal["codebook", "soft"] = "codebook"
     form: Literal["auto", "words", "demonstrations"] = "auto"
+    draws: Positive = 48
+    opening: Share = 0.5
     positions: Positive = 4
     coordinates: Positive = 4
     dimensions: Positive = 100
@@ -165,6 +170,7 @@ class SearchSettings(Section):
     rounds: Positive | None = None
     minibatch: Positive | None = None
     proposals: Annotated[int, Field(ge=0)] = 1
+    ensemble: Annotated[int, Field(ge=1, le=8)] = 1
 
 
 class FederationSettings(Section):

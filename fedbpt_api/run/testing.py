@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedbpt_api.errors import FedbptError, QuotaError, RunFolderError
-from fedbpt_api.prompts.space import AnyPrompt
+from fedbpt_api.prompts.space import Asked, members_of
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.result import TestReport
 from fedbpt_api.run.stats import compare, majority_label
@@ -24,7 +24,7 @@ class Contestant:
     """A prompt with a verbalizer, under the name it has in the table."""
 
     method: str
-    prompt: AnyPrompt
+    prompt: Asked
     verbalizer: Verbalizer
 
 
@@ -46,7 +46,8 @@ async def final_test(
     labels = list(task.label_words.labels)
     prompts = list(dict.fromkeys(c.prompt for c in contestants))
     tested = [client for client in task.clients if client.test]
-    total, done = sum(len(client.test) for client in tested) * len(prompts), 0
+    asked = {member for prompt in prompts for member in members_of(prompt)}
+    total, done = sum(len(client.test) for client in tested) * len(asked), 0
     truth: list[int] = []
     owners: list[str] = []
     predictions: dict[str, list[int]] = {c.method: [] for c in contestants}
@@ -58,11 +59,14 @@ async def final_test(
         scorer.use_words(party.scorer.words)
         encoded = await parties.encoders[client.name].labelled(client.test, "test")
         rows = {}
+        seen: set[Asked] = set()
         try:
             for prompt in prompts:
                 async with asyncio.timeout(timeout):
                     rows[prompt] = await scorer.scores(prompt, encoded.texts)
-                done += len(encoded)
+                new = set(members_of(prompt)) - seen
+                seen |= new
+                done += len(encoded) * len(new)
                 progress(done, total)
         except (QuotaError, RunFolderError):
             raise  # the run ends, and can go on

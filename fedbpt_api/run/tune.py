@@ -17,10 +17,12 @@ from fedbpt_api.federation.runtime import Round
 from fedbpt_api.methods.loops import LOOPS
 from fedbpt_api.methods.searching import Searching, Stop
 from fedbpt_api.prompts.codebook import Codebook, codebook_for
+from fedbpt_api.prompts.space import Ensemble
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run import present
 from fedbpt_api.run.assess import Assessment, Assessor
 from fedbpt_api.run.config import Settings
+from fedbpt_api.run.ensemble import choose_ensemble
 from fedbpt_api.run.events import Assessed, Event, Finished, Noted, RoundDone, Status, Testing, Warned
 from fedbpt_api.run.folder import RunFolder
 from fedbpt_api.run.inputs import Inputs
@@ -197,7 +199,7 @@ class Tuner:
 
     async def _finish(self, parties: Parties, assessor: Assessor, stopped: Stop) -> RunResult:
         """Save the tuned prompt; then read the test texts, once."""
-        found = assessor.best()
+        found = await self._together(parties, assessor)
         self._fallback = await assessor.refit(found, "bias")
         best = replace(found, verbalizer=await assessor.refit(found))
         self._save(best)
@@ -228,6 +230,16 @@ class Tuner:
         self._tell(Finished(result))
         return result
 
+    async def _together(self, parties: Parties, assessor: Assessor) -> Assessment:
+        """The best prompt, or the best that answer together: no call is needed to find them."""
+        if self.settings.search.ensemble == 1:
+            return assessor.best()
+        clock = Meter(parties)
+        found = await choose_ensemble(assessor, self.settings.search.ensemble)
+        if isinstance(found.prompt, Ensemble):
+            self._add_round(self._record(clock, found, None, self._rounds[-1].sigma))
+        return found
+
     async def _watch(self, parties: Parties) -> None:
         """Warn while a server is slow or in trouble, so that a silent run can be told from a busy one."""
         while True:
@@ -248,7 +260,7 @@ class Tuner:
         parties = self._assessor.parties
         searched = merged.searched.values() if merged else ()
         return RoundRecord(
-            round=merged.state.round if merged else 0,
+            round=len(self._rounds),
             dev_loss=shown.dev_sums.mean_loss,
             dev_accuracy=shown.dev_sums.accuracy,
             best_dev_loss=best.dev_sums.mean_loss,

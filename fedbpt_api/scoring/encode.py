@@ -23,6 +23,25 @@ _AT_ONCE = 64  # texts that are tokenised at the same time, where a server does 
 
 
 @dataclass(frozen=True, slots=True)
+class Ensemble:
+    """Several prompts that answer together: the mean of their log-probabilities, word by word.
+
+    That is the geometric mean of what they say, a product of experts (Hinton 2002) of equal weights. Each
+    text is asked once a member.
+    """
+
+    members: tuple[Ids, ...]
+
+
+Asked = AnyPrompt | Ensemble
+
+
+def members_of(prompt: Asked) -> tuple[AnyPrompt, ...]:
+    """The prompts that are asked for it."""
+    return prompt.members if isinstance(prompt, Ensemble) else (prompt,)
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedText:
     """One text as token ids: what stands before the prompt's place, and after it.
 

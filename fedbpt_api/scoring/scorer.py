@@ -20,7 +20,7 @@ import numpy as np
 from fedbpt_api.errors import BackendError, RunFolderError
 from fedbpt_api.scoring.backend import Backend, Bools, Floats, PartlyAnswered, Prompt, Usage
 from fedbpt_api.scoring.budget import Budget, BudgetSpent
-from fedbpt_api.scoring.encode import AnyPrompt, EncodedText, Ids
+from fedbpt_api.scoring.encode import AnyPrompt, Asked, EncodedText, Ensemble, Ids
 from fedbpt_api.scoring.journal import Journal, as_rows
 from fedbpt_api.scoring.known import Block, Known, Question, Rows, asked_key
 from fedbpt_api.scoring.store import Shelf
@@ -74,7 +74,7 @@ class Scorer:
         """Seconds that the oldest unanswered request has been under way."""
         return time.monotonic() - min(self._since.values()) if self._since else 0.0
 
-    async def score(self, prompt: AnyPrompt, texts: Sequence[EncodedText]) -> Floats:
+    async def score(self, prompt: Asked, texts: Sequence[EncodedText]) -> Floats:
         """Log-probabilities [n, T] of the named words, normalised over them, for each text.
 
         Raises:
@@ -85,15 +85,18 @@ class Scorer:
         return (await self.scores(prompt, texts))[0]
 
     async def scores(
-        self, prompt: AnyPrompt, texts: Sequence[EncodedText], repeat: int = 0
+        self, prompt: Asked, texts: Sequence[EncodedText], repeat: int = 0
     ) -> tuple[Floats, Bools]:
         """Log-probabilities as from `score`, and where they are exact and no bounds: shape [n, T] each.
 
         Args:
-            prompt: The prompt.
+            prompt: The prompt; of joined ones the mean.
             texts: The texts.
             repeat: Another number is another question, so that a noisy server can be asked again.
         """
+        if isinstance(prompt, Ensemble):
+            found = [await self.scores(member, texts, repeat) for member in prompt.members]
+            return np.mean([rows for rows, _ in found], axis=0), np.all([exact for _, exact in found], axis=0)
         words = self.words
 
         async def ask(prompts: Sequence[Prompt]) -> tuple[Rows, Usage]:

@@ -49,7 +49,7 @@ def test_the_default_is_the_schemas_default_too() -> None:
 
 
 def test_an_unknown_recipe_is_told_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"method: .*expected one of race, rounds, .*got 'best'"):
+    with pytest.raises(ConfigError, match=r"method: .*expected one of ensemble, rounds, .*got 'best'"):
         make_settings(make_task(), {"method": "best"})
 
 

@@ -111,10 +111,10 @@ async def test_a_run_over_vectors_ends_with_a_prompt_that_can_be_used_and_stored
 ) -> None:
     prompt = await tuned(toys, tmp_path / "run")
     assert prompt.soft is not None and len(prompt.soft["z"]) == 20  # better than what it started from
-    vectors = await prompt.on(toys["toy"])
+    (vectors,) = await prompt.on(toys["toy"])
     assert isinstance(vectors, Soft) and len(vectors) == len(prompt.ids)
     prompt.save(tmp_path / "copy.json")
-    assert await TunedPrompt.load(tmp_path / "copy.json").on(toys["toy"]) == vectors
+    assert await TunedPrompt.load(tmp_path / "copy.json").on(toys["toy"]) == (vectors,)
     async with await Classifier.open(prompt) as classifier:
         report = await classifier.evaluate(make_examples(60, seed=9))
     assert report.rows[0].accuracy > 0.6

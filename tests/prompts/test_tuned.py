@@ -126,7 +126,7 @@ def test_a_file_that_is_far_too_large_is_not_even_read(tmp_path: Path) -> None:
 
 
 def test_another_format_is_named(tmp_path: Path) -> None:
-    for number in (2, "1", None, [1]):
+    for number in (3, "1", None, [1]):
         path = tmp_path / "prompt.json"
         write_json(path, PLAIN | {"format": number})
         refused(path, "format")

@@ -1,5 +1,0 @@
-"""Placeholder."""
-
-from fedbpt_api.methods import rounds
-
-search = rounds.search
