@@ -56,7 +56,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
             "ensemble",
             "prompts with examples that the model writes, CMA-ES around the best; a few answer together",
             "this project, docs/search.md",
-            {"search": _search("rounds", draws=240, opening=0.9, ensemble=3), "verbalizer": _WEIGHTED},
+            {"search": _search("rounds", draws=240, opening=0.75, ensemble=3), "verbalizer": _WEIGHTED},
         ),
         Recipe(
             "rounds",

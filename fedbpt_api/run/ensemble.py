@@ -6,8 +6,8 @@ the mean of their log-probabilities (a product of experts) is better than most o
 is added with which the held-out loss of all together is smallest. All scores are paid for; while the answers
 are used, each text is asked once a member.
 
-The best of many prompts owes its loss to luck as well, the mean of several much less. So an ensemble is not
-asked to beat the best single prompt on the texts that both were chosen by, only the prompts that nobody chose:
+The best of many prompts owes its loss to luck as well, the mean of several much less. So an ensemble need not
+beat the best single prompt on the texts that both were chosen by, only the prompts that nobody chose:
 those that the user gave.
 """
 

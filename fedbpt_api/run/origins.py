@@ -30,7 +30,7 @@ from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.task import Example
 
 _MOST = 240  # draws of made-up examples
-_FITTING = 4  # of which one is taken, for the blocks of a cache
+_FITTING = 8  # of which one is taken, for the blocks of a cache
 _ORDER = 3  # keys the draw of an order
 _WRITING = 0.1  # of the scored examples that writing lines may take
 _LINES, _LINE = 24, 13  # lines for a label at most, and what writing one costs about
@@ -70,12 +70,12 @@ async def _made_up(assessor: Assessor, codebook: Codebook) -> dict[Asked, Codebo
     """Assess prompts with made-up examples, as many as their share of the budget allows; their spaces."""
     settings = assessor.settings
     spaces: dict[Asked, CodebookSpace] = {}
-    shown = () if settings.search.form == "words" else await _shown(assessor)
+    shown = () if settings.search.form == "words" else await shown_examples(assessor)
     forced = settings.search.form == "demonstrations"
     if not shown or not (forced or _affords(assessor, _writing(assessor, len(shown)))):
         return spaces
     try:
-        lines = await _written(assessor, shown)
+        lines = await written_lines(assessor, shown)
         for draw in range(_MOST):
             if not (_affords(assessor) or (forced and draw == 0)):
                 break
@@ -171,7 +171,7 @@ def _writing(assessor: Assessor, labels: int) -> int:
     return most // 4 if few else most
 
 
-async def _written(assessor: Assessor, shown: Sequence[Shown]) -> list[list[Line]]:
+async def written_lines(assessor: Assessor, shown: Sequence[Shown]) -> list[list[Line]]:
     """For each label the lines that clients had the model write, the most convincing half.
 
     The work is dealt to the clients in turn, to each at most a small share of its own budget.
@@ -211,7 +211,7 @@ def _texts(codebook: Codebook, lines: list[list[Line]], settings: Settings, draw
     return [found[int(rng.integers(len(found)))].ids for found in lines]
 
 
-async def _shown(assessor: Assessor) -> tuple[Shown, ...]:
+async def shown_examples(assessor: Assessor) -> tuple[Shown, ...]:
     """For each label how its made-up example looks.
 
     Nothing where an example cannot stand before the text: pairs, and prompts after the text.

@@ -31,10 +31,11 @@ from fedbpt_api.run.meter import Meter, client_record
 from fedbpt_api.run.parties import Keep, Parties, open_parties, versions
 from fedbpt_api.run.result import RoundRecord, RunResult
 from fedbpt_api.run.testing import final_test
+from fedbpt_api.run.words import choose_words
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.scorer import Stopped
 from fedbpt_api.task import Task
-from fedbpt_api.verbalizer import Verbalizer, WordSums, encode, merge_words
+from fedbpt_api.verbalizer import Verbalizer
 
 _WATCH = 30.0  # seconds between looks at how the servers are
 
@@ -155,7 +156,8 @@ class Tuner:
             if layout := await settle_layout(parties, self.settings):
                 self.settings = assessor.settings = layout.settings
                 self._tell(Noted(layout.why))
-            await self._choose_words(parties, assessor)
+            self._phase = "words"
+            await choose_words(parties, assessor)
             self._searching = Searching(
                 assessor,
                 self.task,
@@ -180,22 +182,6 @@ class Tuner:
             Codebook.to_dict,
             Codebook.from_dict,
         )
-
-    async def _choose_words(self, parties: Parties, assessor: Assessor) -> None:
-        """The T named words: label words, then the words that vary most over the training texts."""
-        self._phase = "words"
-        wanted = min(self.settings.verbalizer.words, parties.info.max_words)
-        words = parties.label_tokens
-        if self.settings.verbalizer.kind == "weighted" and wanted > len(words):
-            answers = await assessor.ask(lambda c: c.word_sums(parties.start_ids))
-            begun = parties.trie.shared  # what these tell, the label words that begin with them tell
-            got = [answers.got[name] for name in sorted(answers.got)]
-            lists = [tuple(pair for pair in pairs if pair[0] not in begun) for pairs in got]
-            words = merge_words(lists, parties.label_tokens, wanted)
-            parties.count_bytes({n: len(encode(WordSums.of(p))) for n, p in answers.got.items()}, {})
-        for client in parties.clients:
-            client.scorer.use_words(words)
-        await parties.name_words()
 
     async def _finish(self, parties: Parties, assessor: Assessor, stopped: Stop) -> RunResult:
         """Save the tuned prompt; then read the test texts, once."""

@@ -123,7 +123,7 @@ async def test_every_kind_of_verbalizer(toys: Toys, tmp_path: Path, kind: str) -
         {"search.minibatch": 4},
         {"search.loss": "hinge"},
         {"search.loss": "accuracy"},
-        {"search.form": "demonstrations"},
+        {"search.form": "demonstrations", "budget.scored": 4000},
         {"search.form": "auto"},
         {"search.proposals": 3},
         {"test.compare": "all"},

@@ -153,7 +153,10 @@ def _wait(url: str, child: subprocess.Popen[bytes], log: Path) -> None:
 
 def _environment() -> dict[str, str]:
     quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    return os.environ | quiet | {"VLLM_CPU_KVCACHE_SPACE": "2", "PYTHONPATH": ""}
+    # vLLM keeps a core for itself where there are few; with all of them it is nearly twice as fast on two.
+    cores = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", f"0-{(os.cpu_count() or 1) - 1}")
+    own = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": cores, "PYTHONPATH": ""}
+    return os.environ | quiet | own
 
 
 def _pip(place: Path, *arguments: str) -> None:

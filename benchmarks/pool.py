@@ -1,0 +1,250 @@
+"""What choosing between prompts is worth: a pool of prompts scored on many texts, then studied offline.
+
+    FEDBPT_DATA=... python benchmarks/pool.py score sst2 pool.npz --url http://127.0.0.1:8001
+    python benchmarks/pool.py study pool.npz
+
+`score` has the model write lines as a run does, makes prompts with 1, 2, 4, ... of them a label, and scores
+each on the texts of the five few-shot splits and on balanced rows of the development file (never the test
+file). `study` plays the choice on each split's texts and prints the accuracy on the development rows: of
+single prompts by several criteria, and of ensembles by their size and by how they are chosen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+from fedbpt_api.bench.grid import Cell, balanced, prepared
+from fedbpt_api.bench.suite import Suite, load_suite
+from fedbpt_api.data import read_examples
+from fedbpt_api.prompts.written import Line
+from fedbpt_api.run.assess import Assessor
+from fedbpt_api.run.origins import Shown, shown_examples, written_lines
+from fedbpt_api.run.parties import open_parties
+from fedbpt_api.run.words import choose_words
+from fedbpt_api.scoring.backend import Backend, Floats
+from fedbpt_api.scoring.budget import Budget
+from fedbpt_api.scoring.scorer import Scorer
+from fedbpt_api.task import Example
+from fedbpt_api.verbalizer import Kind, fit
+
+SIZES = '{"1": 33, "4": 10, "2": 10}'
+SPLITS = (13, 21, 42, 87, 100)
+KINDS: tuple[Kind, ...] = ("bias", "weighted")
+HERE = Path(__file__).parent
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def score(
+    dataset: Annotated[str, typer.Argument(help="sst2 or agnews.")],
+    out: Annotated[Path, typer.Argument(help="Where the scores go.")],
+    url: Annotated[str, typer.Option(help="A vLLM.")] = "http://127.0.0.1:8001",
+    rows: Annotated[int, typer.Option(help="Rows of the development file.")] = 300,
+    sizes: Annotated[
+        str, typer.Option(help="Prompts with so many lines a label.")
+    ] = '{"1": 33, "4": 10, "2": 10}',
+) -> None:
+    if not os.environ.get("FEDBPT_DATA"):
+        sys.exit("set FEDBPT_DATA to the folder that holds sst2, agnews and fewshot16")
+    suite = load_suite(HERE / "main.toml").model_copy(
+        update={"set": {"backend.kind": "vllm", "backend.base_url": url}}
+    )
+    asyncio.run(_score(suite, dataset, out, rows, {int(k): n for k, n in json.loads(sizes).items()}))
+
+
+async def _score(suite: Suite, dataset: str, out: Path, rows: int, sizes: dict[int, int]) -> None:
+    settings, task = prepared(suite, Cell(dataset, "one", "ensemble", 400_000, SPLITS[0]))
+    parties = await open_parties(settings, task, lambda: False)
+    parties.start()
+    assessor = Assessor(parties, settings, lambda event: None)
+    await choose_words(parties, assessor)
+    for text in settings.prompts:
+        await assessor.assess(await parties.backend.tokenize(text), "start")
+    shown = await shown_examples(assessor)
+    lines = await written_lines(assessor, shown)
+    texts = [(0, text) for text in settings.prompts]
+    rng = np.random.default_rng(5)
+    for size, number in sizes.items():
+        for draw in range(number):
+            lead = settings.prompts[draw % len(settings.prompts)]
+            texts.append((size, lead + await _examples(parties.backend, shown, lines, size, rng)))
+    data, labels, parts = await _texts(suite, dataset, parties, rows)
+    scorer = Scorer(parties.backend, Budget(), shelf=parties.clients[0].scorer.shelf)
+    scorer.use_words(parties.words)
+    found: list[Floats] = []
+    for size, text in texts:
+        found.append(await scorer.score(await parties.backend.tokenize(text), data))
+        print(f"{len(found)} of {len(texts)} prompts ({size} lines a label)", flush=True)
+        done = len(found)
+        np.savez(
+            out, logprobs=np.array(found, dtype=np.float32), labels=labels, parts=parts,
+            sizes=np.array([n for n, _ in texts[:done]]), words=np.array(parties.words),
+            groups=json.dumps([list(group) for group in parties.groups]),
+        )  # fmt: skip
+    await parties.aclose()
+
+
+async def _examples(
+    backend: Backend,
+    shown: Sequence[Shown],
+    lines: Sequence[Sequence[Line]],
+    size: int,
+    rng: np.random.Generator,
+) -> str:
+    """`size` examples a label, in a random order."""
+    text = ""
+    for _ in range(size):
+        for label in rng.permutation(len(shown)):
+            example, line = shown[label], lines[label][int(rng.integers(len(lines[label])))]
+            text += (
+                await backend.detokenize(example.before + line.ids + example.after + example.word) + "\n\n"
+            )
+    return text
+
+
+async def _texts(suite: Suite, dataset: str, parties: Any, rows: int) -> tuple[Any, Any, Any]:
+    """All texts, their labels, and of which split they are; 0 for rows of the development file."""
+    files = suite.tasks[dataset]
+    parts: list[tuple[int, Sequence[Example]]] = []
+    for split in SPLITS:
+        folder = suite.path(str(files.fewshot)) / str(split)
+        parts += [(split, list(read_examples(folder / f"{part}.jsonl"))) for part in ("train", "dev")]
+    dev = list(read_examples(suite.path(files.test).with_name("dev.jsonl")))
+    parts.append((0, balanced(dev, parties.task.label_words.labels, rows)))
+    encoder = next(iter(parties.encoders.values()))
+    encoded = [await encoder.labelled(some, "dev") for _, some in parts]
+    return (
+        [text for part in encoded for text in part.texts],
+        np.concatenate([part.labels for part in encoded]),
+        np.array([split for split, some in parts for _ in some]),
+    )
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Scores [P, N, T] of P prompts, labels [N], splits [N], lines a label [P]."""
+
+    logprobs: Floats
+    labels: npt.NDArray[np.intp]
+    parts: npt.NDArray[np.int_]
+    sizes: npt.NDArray[np.int_]
+    words: list[int]
+    groups: list[list[int]]
+
+    def reading(self, members: Sequence[int], split: int, kind: Kind) -> tuple[float, float]:
+        """Cross-validated loss on a split's texts, and accuracy on the development rows."""
+        rows, own, held = self.logprobs[list(members)].mean(axis=0), self.parts == split, self.parts == 0
+        verbalizer, report = fit(rows[own], self.labels[own], self.words, self.groups, kind=kind)
+        right = verbalizer.logits(rows[held]).argmax(axis=1) == self.labels[held]
+        return report.loss, float(right.mean())
+
+
+@app.command()
+def study(pool: Annotated[Path, typer.Argument(help="What `score` wrote.")]) -> None:
+    data = np.load(pool)
+    logprobs = data["logprobs"].astype(np.float64)
+    found = Pool(
+        logprobs - np.logaddexp.reduce(logprobs, axis=2, keepdims=True),
+        data["labels"], data["parts"], data["sizes"], data["words"].tolist(), json.loads(str(data["groups"])),
+    )  # fmt: skip
+    singles = {
+        (p, split): found.reading([p], split, "bias") for p in range(len(logprobs)) for split in SPLITS
+    }
+    print("accuracy of single prompts, read with a bias, by lines a label (mean, sd over prompts):")
+    for size in sorted(set(found.sizes.tolist())):
+        means = [
+            np.mean([singles[p, s][1] for s in SPLITS]) for p in np.flatnonzero(found.sizes == size).tolist()
+        ]
+        print(f"  {size}: {np.mean(means):.3f} {np.std(means):.3f} ({len(means)} prompts)")
+    ones = np.flatnonzero(found.sizes <= 1).tolist()
+    print("one prompt chosen on a split's texts, by criterion (accuracy; correlation with accuracy):")
+    for name, criterion in CRITERIA.items():
+        picks, related = [], []
+        for split in SPLITS:
+            values = np.array(criterion(found, ones, split))
+            picks.append(singles[ones[int(values.argmax())], split][1])
+            related.append(np.corrcoef(values, [singles[p, split][1] for p in ones])[0, 1])
+        print(f"  {name}: {np.mean(picks):.3f} ({np.mean(related):+.2f})")
+    print("ensembles, read with a bias / weighted: greedy by held-out loss | drawn at random")
+    rng = np.random.default_rng(0)
+    greedy: dict[int, list[int]] = {split: [] for split in SPLITS}
+    for size in range(1, 9):
+        for split, members in greedy.items():
+            rest = [p for p in ones if p not in members]
+            members.append(min(rest, key=lambda p: found.reading([*members, p], split, "bias")[0]))
+        drawn = [rng.choice(ones, size, replace=False).tolist() for _ in range(8)]
+        cells = [
+            np.mean([found.reading(m, s, kind)[1] for s in SPLITS for m in (sets or [greedy[s]])])
+            for sets in ([], drawn)
+            for kind in KINDS
+        ]
+        print(f"  {size}: {cells[0]:.3f} / {cells[1]:.3f} | {cells[2]:.3f} / {cells[3]:.3f}")
+
+
+def _centred(pool: Pool, members: Sequence[int], split: int) -> Floats:
+    """Label log-probabilities of a split's texts, each prompt's mean taken out, shape [P, n, C]."""
+    rows = pool.logprobs[np.array(members)][:, pool.parts == split]
+    labels = np.stack([np.logaddexp.reduce(rows[:, :, g], axis=2) for g in pool.groups], axis=2)
+    labels = labels - labels.mean(axis=1, keepdims=True)
+    return np.asarray(labels - np.logaddexp.reduce(labels, axis=2, keepdims=True))
+
+
+def _held_out(pool: Pool, members: Sequence[int], split: int) -> list[float]:
+    return [-pool.reading([p], split, "bias")[0] for p in members]
+
+
+def _information(pool: Pool, members: Sequence[int], split: int) -> list[float]:
+    """Mutual information of text and answer, without labels (Sorensen et al. 2022, arXiv 2203.11364)."""
+    shares = np.exp(_centred(pool, members, split))
+
+    def entropy(p: Floats) -> Floats:
+        return np.asarray(-(p * np.log(p + 1e-12)).sum(axis=-1))
+
+    return list(entropy(shares.mean(axis=1)) - entropy(shares).mean(axis=1))
+
+
+def _ranking(pool: Pool, members: Sequence[int], split: int) -> list[float]:
+    """Area under the curve of each label against the others, averaged."""
+    rows, labels = _centred(pool, members, split), pool.labels[pool.parts == split]
+    return [
+        float(
+            np.mean(
+                [
+                    (one[labels == c, c][:, None] > one[labels != c, c][None]).mean()
+                    for c in range(len(pool.groups))
+                ]
+            )
+        )
+        for one in rows
+    ]
+
+
+def _committee(pool: Pool, members: Sequence[int], split: int) -> list[float]:
+    """Agreement with what all prompts say together."""
+    rows = _centred(pool, members, split)
+    mean = rows.mean(axis=0)
+    shares = np.exp(mean - np.logaddexp.reduce(mean, axis=1, keepdims=True))
+    return list((shares[None] * rows).sum(axis=2).mean(axis=1))
+
+
+CRITERIA: dict[str, Callable[[Pool, Sequence[int], int], list[float]]] = {
+    "held-out loss": _held_out,
+    "mutual information": _information,
+    "area under the curve": _ranking,
+    "agreement with all": _committee,
+}
+
+
+if __name__ == "__main__":
+    app()

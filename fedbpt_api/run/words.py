@@ -1,0 +1,29 @@
+"""Which words a verbalizer may read: the label words, then those that vary most over the training texts."""
+
+from __future__ import annotations
+
+from fedbpt_api.run.assess import Assessor
+from fedbpt_api.run.parties import Parties
+from fedbpt_api.verbalizer import WordSums, encode, merge_words
+
+
+async def choose_words(parties: Parties, assessor: Assessor) -> None:
+    """Have every client ask for the same T named words from now on, label words first.
+
+    Raises:
+        BudgetSpent: The training texts do not fit into the budget.
+        QuorumError: Too few clients answered.
+    """
+    verbalizer = assessor.settings.verbalizer
+    wanted = min(verbalizer.words, parties.info.max_words)
+    words = parties.label_tokens
+    if verbalizer.kind == "weighted" and wanted > len(words):
+        answers = await assessor.ask(lambda c: c.word_sums(parties.start_ids))
+        begun = parties.trie.shared  # what these tell, the label words that begin with them tell
+        got = [answers.got[name] for name in sorted(answers.got)]
+        lists = [tuple(pair for pair in pairs if pair[0] not in begun) for pairs in got]
+        words = merge_words(lists, parties.label_tokens, wanted)
+        parties.count_bytes({n: len(encode(WordSums.of(p))) for n, p in answers.got.items()}, {})
+    for client in parties.clients:
+        client.scorer.use_words(words)
+    await parties.name_words()
