@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fedbpt_api.errors import ConfigError
@@ -46,6 +48,11 @@ def test_what_a_config_says_wins_over_the_recipe() -> None:
 def test_the_default_is_the_schemas_default_too() -> None:
     assert RECIPES[DEFAULT].preset["search"]["algorithm"] == SearchSettings().algorithm
     assert with_preset({"method": "no such", "search": {}}) == {"method": "no such", "search": {}}
+
+
+def test_the_documentation_lists_every_recipe() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
+    assert all(f"| `{recipe.name}` | {recipe.summary} |" in page for recipe in RECIPES.values())
 
 
 def test_an_unknown_recipe_is_told_with_the_known_ones() -> None:
