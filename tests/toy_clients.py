@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fedbpt_api.federation.client import Client, Plan
+from fedbpt_api.federation.client import Client
+from fedbpt_api.federation.local_search import Plan
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.scoring.backend import Backend, Floats, Prompt, Scores
 from fedbpt_api.scoring.budget import Budget, Limits

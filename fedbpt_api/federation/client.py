@@ -7,58 +7,24 @@ wrote without seeing a text.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from fedbpt_api.aggregate import Update
 from fedbpt_api.errors import BackendError, QuotaError
+from fedbpt_api.federation.local_search import LocalSearch, Plan, Reference, Searched
 from fedbpt_api.federation.messages import Broadcast
-from fedbpt_api.prompts.codebook import distinct_share
-from fedbpt_api.prompts.space import AnyPrompt, Asked, Ids, PromptSpace
+from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import CHOICES, SHORTEST, Job, Line, write_line
-from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import EncodedSet, EncodedText, longest
-from fedbpt_api.scoring.losses import Labels, Loss
 from fedbpt_api.scoring.scorer import Scorer
-from fedbpt_api.search import cma_es
 from fedbpt_api.verbalizer import ClientFit, Verbalizer, word_sums
 
 _TOP = 2000  # words of a text's list, from which the word list is chosen
 _PURPOSE_SEARCH, _PURPOSE_BATCH, _PURPOSE_PERTURB = 1, 2, 3
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How a client searches in a round; the same for every client.
-
-    Attributes:
-        population: Candidates of a generation, lambda.
-        iterations: Generations, I.
-        minibatch: Training texts a generation is scored on; all where None.
-        loss: What is minimised.
-        perturb: Rate of equation 7; 0 is off.
-        vocabulary: Token ids that may replace a text's (for equation 7).
-    """
-
-    population: int
-    iterations: int
-    minibatch: int | None
-    loss: Loss
-    perturb: float = 0.0
-    vocabulary: Ids = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """The prompt that the search's verbalizer was fitted for; candidates are compared with it."""
-
-    prompt: Asked
-    verbalizer: Verbalizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +45,6 @@ class Sums:
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(self.n + other.n, self.loss + other.loss, self.correct + other.correct)
-
-
-@dataclass(frozen=True, slots=True)
-class Searched:
-    """What a local search gives: the update for the server, and facts for the progress display.
-
-    Attributes:
-        update: What travels.
-        best: z of its best candidate.
-        distinct: Share of distinct prompts among its candidates.
-        spent: Whether the run's budget ended it.
-        moved: Whether it finished a generation that it could learn from.
-    """
-
-    update: Update
-    best: Floats
-    distinct: float
-    spent: bool
-    moved: bool
 
 
 class Client:
@@ -254,145 +201,11 @@ class Client:
     async def search(
         self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference
     ) -> Searched:
-        """A local search from the server's mean and step size (FedBPT, section 3, step 2).
-
-        Ends early, with what it has, where the budget ends.
+        """A local search from the server's mean and step size; see `local_search`.
 
         Raises:
             BudgetSpent: The client's own budget ended before it finished one generation.
         """
         key = (self._seed, broadcast.round, self._key)
-        state = cma_es.start(broadcast.mean, broadcast.sigma, (*key, _PURPOSE_SEARCH), plan.population)
-        before = self.scorer.budget.spent.scored
-        prompts: list[AnyPrompt] = []
-        best, best_loss = np.array(broadcast.mean), np.inf
-        spent: BudgetSpent | None = None
-        perturbed = self._perturbed(plan, key)
-        for iteration in range(plan.iterations):
-            batch = self._batch(plan, (*key, iteration))
-            points = cma_es.ask(state)
-            candidates = [space.decode(z) for z in points]
-            prompts += candidates
-            losses, spent = await self._generation(candidates, batch, perturbed, plan, reference)
-            for z, loss in zip(points, losses, strict=False):
-                if loss < best_loss:
-                    best, best_loss = z, loss
-            state = cma_es.tell(state, losses)
-            if spent:
-                break
-        mean, _ = cma_es.center(state)
-        loss = best_loss
-        if not spent:
-            batch = self._batch(plan, (*key, plan.iterations))
-            losses, spent = await self._generation([space.decode(mean)], batch, perturbed, plan, reference)
-            loss = losses[0] if losses else best_loss
-        steps = cma_es.step_sizes(state)
-        if spent and spent.own and not steps:
-            raise spent
-        update = Update(
-            client=self.name,
-            round=broadcast.round,
-            mean=mean,
-            loss=loss if np.isfinite(loss) else 1e6,
-            step_sizes=steps or (broadcast.sigma,),
-            population=plan.population,
-            n=self.n_train,
-            scored=self.scorer.budget.spent.scored - before,
-        )
-        ended = spent is not None and not spent.own
-        return Searched(update, best, distinct_share(prompts), ended, bool(steps))
-
-    async def _generation(
-        self,
-        candidates: Sequence[AnyPrompt],
-        batch: Sequence[int],
-        perturbed: tuple[EncodedText, ...] | None,
-        plan: Plan,
-        reference: Reference,
-    ) -> tuple[list[float], BudgetSpent | None]:
-        """Losses of candidates, scored side by side so that the server is kept busy.
-
-        They take from the budget in their order: where it ends, the losses of those before are given.
-        """
-        try:
-            anchor = await self._anchor(batch, reference)
-        except BudgetSpent as end:
-            return [], end
-        found = await asyncio.gather(
-            *(self._loss(prompt, batch, perturbed, plan, reference, anchor) for prompt in candidates),
-            return_exceptions=True,
-        )
-        losses: list[float] = []
-        for loss in found:
-            if isinstance(loss, BudgetSpent):
-                return losses, loss
-            if isinstance(loss, BaseException):
-                raise loss
-            losses.append(loss)
-        return losses, None
-
-    async def _anchor(self, batch: Sequence[int], reference: Reference) -> Floats | None:
-        """Means of the reference prompt's views, shape [1 or 2, 1, T]; see `_losses`."""
-        if reference.verbalizer.kind == "words":
-            return None
-        texts = [self._train.texts[i] for i in batch]
-        views = reference.verbalizer.views(*await self.scorer.scores(reference.prompt, texts))
-        means: Floats = views.mean(axis=1, keepdims=True)
-        return means
-
-    async def _loss(
-        self,
-        prompt: AnyPrompt,
-        batch: Sequence[int],
-        perturbed: tuple[EncodedText, ...] | None,
-        plan: Plan,
-        reference: Reference,
-        anchor: Floats | None,
-    ) -> float:
-        """The search's fitness of a prompt: mean loss, or FedBPT's equation 7 (mean of ratios)."""
-        sets = [[self._train.texts[i] for i in batch]]
-        if perturbed is not None:
-            sets.append([perturbed[i] for i in batch])
-        labels = self._train.labels[list(batch)]
-        losses, *clouded = await asyncio.gather(
-            *(self._losses(prompt, texts, labels, plan, reference, anchor) for texts in sets)
-        )
-        if not clouded:
-            return float(losses.mean())
-        return float((losses / np.maximum(clouded[0], 1e-6)).mean())
-
-    async def _losses(
-        self,
-        prompt: AnyPrompt,
-        texts: Sequence[EncodedText],
-        labels: Labels,
-        plan: Plan,
-        reference: Reference,
-        anchor: Floats | None,
-    ) -> Floats:
-        """Losses of texts under the reference's verbalizer, after moving their mean to the reference's.
-
-        A prompt shifts all log-probabilities by about the same amount; the shift is what a refitted
-        verbalizer would take out, so it is taken out here: rows - mean(rows) + mean(reference rows),
-        of the words as the labels are read from them and as the weights see them.
-        It also keeps a client with one label from being rewarded for a prompt that always says it.
-        With label words alone nothing is refitted, and the plain loss stands.
-        """
-        views = reference.verbalizer.views(*await self.scorer.scores(prompt, texts))
-        if anchor is not None:
-            views = views - views.mean(axis=1, keepdims=True) + anchor
-        return plan.loss(reference.verbalizer.read(views), labels)
-
-    def _batch(self, plan: Plan, key: tuple[int, ...]) -> list[int]:
-        """Training texts of a generation: the same for all its candidates, drawn anew each time."""
-        if plan.minibatch is None or plan.minibatch >= self.n_train:
-            return list(range(self.n_train))
-        rng = np.random.default_rng((*key, _PURPOSE_BATCH))
-        return sorted(int(i) for i in rng.choice(self.n_train, plan.minibatch, replace=False))
-
-    def _perturbed(self, plan: Plan, key: tuple[int, ...]) -> tuple[EncodedText, ...] | None:
-        """Equation 7's garbled texts, redrawn every round."""
-        if not plan.perturb:
-            return None
-        rng = np.random.default_rng((*key, _PURPOSE_PERTURB))
-        return tuple(t.perturbed(plan.perturb, plan.vocabulary, rng) for t in self._train.texts)
+        search = LocalSearch(self.name, key, self.scorer, self._train, plan, reference)
+        return await search.run(broadcast, space)

@@ -16,7 +16,8 @@ import numpy as np
 
 from fedbpt_api.aggregate import Aggregator, GlobalState, Update, UpdateError, check_updates
 from fedbpt_api.errors import FedbptError, QuorumError, QuotaError, RunFolderError
-from fedbpt_api.federation.client import Client, Plan, Reference, Searched
+from fedbpt_api.federation.client import Client
+from fedbpt_api.federation.local_search import Plan, Reference, Searched
 from fedbpt_api.federation.messages import decode_state, decode_update, encode_state, encode_update
 from fedbpt_api.prompts.space import PromptSpace
 from fedbpt_api.scoring.budget import BudgetSpent, shared_out

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT
-from fedbpt_api.federation.client import Plan, Reference
+from fedbpt_api.federation.local_search import Plan, Reference
 from fedbpt_api.federation.runtime import Round, Rules, sample, search_round
 from fedbpt_api.methods.searching import Searching, Stop
 from fedbpt_api.prompts.space import PromptSpace

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedbpt_api.federation.client import Reference
+from fedbpt_api.federation.local_search import Reference
 from fedbpt_api.federation.runtime import ask_all
 from fedbpt_api.prompts.codebook import Codebook, CodebookSpace, demonstrations, drawn_texts, words_after
 from fedbpt_api.prompts.soft import SoftSpace

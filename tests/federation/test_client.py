@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fedbpt_api.aggregate import GlobalState
-from fedbpt_api.federation.client import Plan, Reference, Sums
+from fedbpt_api.federation.client import Sums
+from fedbpt_api.federation.local_search import Plan, Reference
 from fedbpt_api.federation.messages import Broadcast, decode_update, encode_state, encode_update
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.prompts.written import Job

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from fedbpt_api.federation.client import Client, Reference
+from fedbpt_api.federation.client import Client
+from fedbpt_api.federation.local_search import Reference
 from fedbpt_api.federation.messages import Broadcast
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.scoring.backend import Prompt, Scores

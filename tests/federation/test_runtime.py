@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT, GlobalState, Update
 from fedbpt_api.errors import BackendError, QuorumError
-from fedbpt_api.federation.client import Client, Plan, Reference, Searched
+from fedbpt_api.federation.client import Client
+from fedbpt_api.federation.local_search import Plan, Reference, Searched
 from fedbpt_api.federation.messages import Broadcast, decode_update, encode_update
 from fedbpt_api.federation.runtime import Answers, Round, Rules, ask_all, need_quorum, sample, search_round
 from fedbpt_api.prompts.space import PromptSpace
