@@ -56,7 +56,7 @@ def make_values(task: Task, changes: Mapping[str, object] | None = None) -> Valu
             "popsize": 4,
             "iterations": 1,
             "rounds": 2,
-            "ensemble": 1,
+            "choice": "held-out",
         },
         "verbalizer": {"words": 12, "folds": 4},
     }

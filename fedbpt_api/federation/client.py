@@ -18,10 +18,12 @@ from fedbpt_api.federation.local_search import LocalSearch, Plan, Reference, Sea
 from fedbpt_api.federation.messages import Broadcast
 from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import CHOICES, SHORTEST, Job, Line, write_line
+from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import EncodedSet, EncodedText, longest
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.verbalizer import ClientFit, Verbalizer, word_sums
+from fedbpt_api.verbalizer.verbalizer import log_sum
 
 _TOP = 2000  # words of a text's list, from which the word list is chosen
 _PURPOSE_SEARCH, _PURPOSE_BATCH, _PURPOSE_PERTURB = 1, 2, 3
@@ -197,6 +199,36 @@ class Client:
         losses = verbalizer.losses(logprobs, texts.labels, exact)
         right = verbalizer.logits(logprobs, exact).argmax(axis=1) == texts.labels
         return Sums(len(texts), float(losses.sum()), int(right.sum()))
+
+    async def agreement(
+        self, judged: Sequence[tuple[Asked, Verbalizer]], sets: Sequence[Sequence[int]], trust: float
+    ) -> Floats:
+        """How far what sets of prompts say is from what all say together, and from the labels.
+
+        Args:
+            judged: P prompts with their verbalizers; nothing is scored anew.
+            sets: Places in `judged`.
+            trust: Weight of the labels in the target.
+
+        Returns:
+            For each set the cross-entropy with the target in nats, summed over training and development
+            texts; see `run.ensemble`.
+        """
+        texts = self._train.texts + self._dev.texts
+        labels = np.concatenate([self._train.labels, self._dev.labels])
+        readings = []
+        for prompt, verbalizer in judged:
+            logits = verbalizer.logits(*await self.scorer.scores(prompt, texts))
+            readings.append(logits - log_sum(logits))
+        rows = np.array(readings)  # [P, n, C]
+        committee = rows.mean(axis=0)
+        target = (1 - trust) * np.exp(committee - log_sum(committee))
+        target[np.arange(len(labels)), labels] += trust
+        losses = []
+        for places in sets:
+            together = rows[list(places)].mean(axis=0)
+            losses.append(-float((target * (together - log_sum(together))).sum()))
+        return np.array(losses)
 
     async def search(
         self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference

@@ -181,14 +181,6 @@ class Assessor:
         self.tell(Assessed(a.text, origin, a.train_loss, a.loss, dev.mean_loss, dev.accuracy, chosen))
         return assessment
 
-    async def held_out(self, prompt: Asked, kind: Kind) -> Sums:
-        """A prompt's held-out loss over all texts, with a verbalizer of that kind; it is not remembered."""
-        fits = await self._fits(prompt)
-        verbalizer, report = await self._fit(list(fits.got.values()), kind)
-        train = sum((Sums(n, loss) for n, loss in report.held_out.values()), Sums())
-        dev = await self.ask(lambda c: c.evaluate(prompt, verbalizer), report.held_out)
-        return train + _total(dev.got)
-
     async def _text(self, prompt: Asked) -> str:
         if isinstance(prompt, Soft):
             return self.centre.text if self.centre else ""
@@ -229,8 +221,8 @@ class Assessor:
         A starting prompt must not be clearly worse than the best one on training texts. A prompt that was
         searched for must be better there than the centre: they are what it was searched on.
         """
-        if not self.known:
-            return True
+        if not self.known or (self.centre is None and self.settings.search.choice == "committee"):
+            return True  # a loss on training texts says little, and an ensemble lives on differences
         rival = self.centre or self.best()
         slack = 0.0 if self.centre else _SPREAD
         common = frozenset(train) & frozenset(rival.train)

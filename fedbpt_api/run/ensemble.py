@@ -1,28 +1,39 @@
-"""Prompts that answer together: chosen greedily from those that were judged, without a call.
+"""Prompts that answer together: chosen from those that were judged, without a call.
 
-Single prompts that look best on a few dozen texts are hardly better than others, but their errors differ, and
-the mean of their log-probabilities (a product of experts) is better than most of them. Forward selection
-(Caruana et al. 2004, "Ensemble selection from libraries of models"): beginning with the best prompt, the one
-is added with which the held-out loss of all together is smallest. All scores are paid for; while the answers
-are used, each text is asked once a member.
+Prompts that look best on a few dozen texts are hardly better than others (benchmarks/pool.py), but their
+errors differ. What all of them say together is better than nearly any of them, and needs no label to be
+known. So the result is the few prompts whose mean comes nearest to that committee of all, and to the labels.
+With R_p(x) the label log-probabilities that prompt p's own verbalizer reads for a text x, the target is
 
-The best of many prompts owes its loss to luck as well, the mean of several much less. So an ensemble need not
-beat the best single prompt on the texts that both were chosen by, only the prompts that nobody chose:
-those that the user gave.
+    t(x) = (1 - TRUST) softmax( mean over all p of R_p(x) ) + TRUST e_y(x),
+
+and the set S is grown one prompt at a time (forward selection, Caruana et al. 2004, "Ensemble selection from
+libraries of models") so that the cross-entropy of t and softmax( mean over S of R_p ) is smallest over the
+training and development texts of all clients: distillation (Hinton et al. 2015, arXiv 1503.02531) into few
+members. Clients send a sum a candidate; texts, labels and readings stay with them.
+
+All scores are paid for; while the answers are used, each text is asked once a member. A prompt of the user's
+own that is better on held-out texts wins all the same.
 """
 
 from __future__ import annotations
 
-from fedbpt_api.prompts.space import Ensemble, Ids
-from fedbpt_api.run.assess import Assessment, Assessor
-from fedbpt_api.verbalizer import Kind
+from collections.abc import Sequence
+from typing import Final
 
-_CONSIDERED = 32  # of the best prompts
+import numpy as np
+
+from fedbpt_api.prompts.space import Asked, Ensemble, Ids
+from fedbpt_api.run.assess import Assessment, Assessor
+from fedbpt_api.scoring.backend import Floats
+
 ORIGIN = "ensemble"
+TRUST: Final = 0.25
+"""Weight of the labels in the target; the rest is the committee's."""
 
 
 async def choose_ensemble(assessor: Assessor, most: int) -> Assessment:
-    """Judge the best set of `most` prompts; it is the run's choice unless one of the user's own is better.
+    """Judge the set of `most` prompts that comes nearest to all; it is the run's choice.
 
     Args:
         assessor: Has judged single prompts; is told the choice.
@@ -32,26 +43,31 @@ async def choose_ensemble(assessor: Assessor, most: int) -> Assessment:
         FedbptError: Too few clients answered, or nothing was judged.
     """
     best = assessor.best()
-    single = [a for a in assessor.known.values() if isinstance(a.prompt, tuple) and a.clients == best.clients]
-    ranked = sorted(single, key=lambda a: a.loss)[:_CONSIDERED]
-    if not isinstance(best.prompt, tuple) or best.fixed:
+    judged = [a for a in assessor.known.values() if isinstance(a.prompt, tuple) and a.clients == best.clients]
+    if not isinstance(best.prompt, tuple) or best.fixed or len(judged) < 2:
         return best
-    # A bias is enough to choose by, and its fit takes a client a tenth of the bytes of weights.
-    kind: Kind = "words" if assessor.settings.verbalizer.kind == "words" else "bias"
-    members: tuple[Ids, ...] = (best.prompt,)
-    while len(members) < most:
-        found: list[tuple[float, Ids]] = []
-        for other in ranked:
-            if isinstance(other.prompt, tuple) and other.prompt not in members:
-                tried = await assessor.held_out(Ensemble((*members, other.prompt)), kind)
-                found.append((tried.mean_loss, other.prompt))
-        if not found:
-            break
-        members = (*members, min(found, key=lambda pair: pair[0])[1])
-    if len(members) > 1:
-        together = await assessor.assess(Ensemble(members), ORIGIN)
-        given = [await assessor.parties.backend.tokenize(text) for text in assessor.settings.prompts]
-        rivals = [assessor.known[ids] for ids in given if ids in assessor.known]
-        if not any(rival.beats(together) for rival in rivals):
-            assessor.chosen = together
+    members: list[int] = []
+    while len(members) < min(most, len(judged)):
+        rest = [p for p in range(len(judged)) if p not in members]
+        losses = await _losses(assessor, judged, [(*members, p) for p in rest])
+        members.append(rest[int(np.argmin(losses))])
+    chosen: tuple[Ids, ...] = tuple(a.prompt for p in members if isinstance((a := judged[p]).prompt, tuple))
+    asked: Asked = Ensemble(chosen) if len(chosen) > 1 else chosen[0]
+    together = await assessor.assess(asked, ORIGIN)
+    given = [await assessor.parties.backend.tokenize(text) for text in assessor.settings.prompts]
+    rivals = [assessor.known[ids] for ids in given if ids in assessor.known]
+    if not any(rival.beats(together) for rival in rivals):
+        assessor.chosen = together
     return assessor.best()
+
+
+async def _losses(assessor: Assessor, judged: Sequence[Assessment], sets: Sequence[Sequence[int]]) -> Floats:
+    """For each set of places in `judged` its cross-entropy with the target, over all clients' texts."""
+    pairs = [(a.prompt, a.verbalizer) for a in judged]
+    answers = await assessor.ask(lambda client: client.agreement(pairs, sets, TRUST), judged[0].clients)
+    size = 4 * len(sets)  # up a float32 a set, down 16-bit places
+    assessor.parties.count_bytes(
+        dict.fromkeys(answers.got, size), dict.fromkeys(answers.got, 2 * sum(map(len, sets)))
+    )
+    found: Floats = np.sum([answers.got[name] for name in sorted(answers.got)], axis=0)
+    return found

@@ -147,7 +147,10 @@ class SearchSettings(Section):
         rounds: Most rounds; without it the budget alone ends the run.
         proposals: Clients whose best candidate is assessed in a round beside the merged mean, in turn.
         minibatch: Training texts that a generation is scored on; all of them without it.
-        ensemble: Most prompts that answer together in the result; each text is then asked as often.
+        choice: How the result is chosen: the prompt with the smallest held-out loss, or what comes nearest to
+            the committee of all prompts that were judged.
+        ensemble: Most prompts that answer together in the result of a committee; each text is then asked as
+            often.
     """
 
     algorithm: Literal["rounds", "start", "prompts", "calibration", "random", "in-context", "edits"] = (
@@ -170,6 +173,7 @@ class SearchSettings(Section):
     rounds: Positive | None = None
     minibatch: Positive | None = None
     proposals: Annotated[int, Field(ge=0)] = 1
+    choice: Literal["held-out", "committee"] = "held-out"
     ensemble: Annotated[int, Field(ge=1, le=8)] = 1
 
 

@@ -17,7 +17,6 @@ from fedbpt_api.federation.runtime import Round
 from fedbpt_api.methods.loops import LOOPS
 from fedbpt_api.methods.searching import Searching, Stop
 from fedbpt_api.prompts.codebook import Codebook, codebook_for
-from fedbpt_api.prompts.space import Ensemble
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run import present
 from fedbpt_api.run.assess import Assessment, Assessor
@@ -218,11 +217,11 @@ class Tuner:
 
     async def _together(self, parties: Parties, assessor: Assessor) -> Assessment:
         """The best prompt, or the best that answer together: no call is needed to find them."""
-        if self.settings.search.ensemble == 1:
+        if self.settings.search.choice == "held-out":
             return assessor.best()
         clock = Meter(parties)
         found = await choose_ensemble(assessor, self.settings.search.ensemble)
-        if isinstance(found.prompt, Ensemble):
+        if assessor.chosen is not None:
             self._add_round(self._record(clock, found, None, self._rounds[-1].sigma))
         return found
 

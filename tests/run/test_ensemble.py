@@ -15,10 +15,12 @@ from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.encode import Encoder, Ensemble
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import Example
+from fedbpt_api.verbalizer import Verbalizer
 from toy import IDS, LABEL_WORDS, TEMPLATE, ToyBackend, Toys, make_task
+from toy_clients import make_client
 from toy_runs import fedbpt, run_toy, scored
 
-CHANGES: dict[str, object] = {"search.ensemble": 3, "search.rounds": 4}
+CHANGES: dict[str, object] = {"search.choice": "committee", "search.ensemble": 3, "search.rounds": 4}
 
 
 @pytest.fixture
@@ -40,6 +42,36 @@ async def test_an_ensembles_scores_are_the_mean_of_its_members() -> None:
     assert exact.all() and scorer.budget.spent.scored == 4  # the second time they were known
 
 
+async def test_agreement_is_the_cross_entropy_with_committee_and_labels(rough: Toys) -> None:
+    toy, rng = rough["toy"], np.random.default_rng(4)
+    words = tuple(IDS[group[0]] for group in LABEL_WORDS.words)
+    client = await make_client(backend=toy, words=words)
+    prompts = [await toy.tokenize(text) for text in ("Is it good?\n", "Say the mood.\n", "")]
+    readers = [Verbalizer.from_bias(words, ((0,), (1,)), 1.0, rng.normal(size=2)) for _ in prompts]
+    found = await client.agreement(list(zip(prompts, readers, strict=True)), [(0,), (1, 2)], 0.25)
+    texts, labels = client._train.texts + client._dev.texts, [*client._train.labels, *client._dev.labels]
+    said = []  # by hand: softmax of (label log-probabilities + bias), prompt by prompt
+    for prompt, reader in zip(prompts, readers, strict=True):
+        logits = await client.scorer.score(prompt, texts) + reader.bias
+        said.append(np.log(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)))
+    for places, value in zip([(0,), (1, 2)], found, strict=True):
+        wanted = 0.0
+        for n, label in enumerate(labels):
+            everyone = np.exp(sum(s[n] for s in said) / 3)
+            some = np.exp(sum(said[p][n] for p in places) / len(places))
+            target = 0.75 * everyone / everyone.sum() + 0.25 * np.eye(2)[label]
+            wanted -= float((target * np.log(some / some.sum())).sum())
+        assert value == pytest.approx(wanted)
+
+
+async def test_one_prompt_is_chosen_by_agreement_too(rough: Toys) -> None:
+    events: list[Event] = []
+    result = await run_toy(make_task(), {**CHANGES, "search.ensemble": 1}, events=events)
+    judged = [e for e in events if isinstance(e, Assessed)]
+    assert JOINED not in result.prompt
+    assert result.prompt in {e.prompt for e in judged}
+
+
 async def _run(folder: Path) -> tuple[TunedPrompt, list[Assessed], int]:
     """A run whose result is an ensemble; the first of a few seeds that gives one."""
     for seed in range(4):
@@ -53,18 +85,19 @@ async def _run(folder: Path) -> tuple[TunedPrompt, list[Assessed], int]:
     raise AssertionError("no seed gave an ensemble")
 
 
-async def test_an_ensemble_is_chosen_without_a_call_and_is_better_on_held_out_texts(
+async def test_an_ensemble_is_chosen_without_a_call_and_beats_what_the_user_gave(
     rough: Toys, tmp_path: Path
 ) -> None:
     prompt, judged, seed = await _run(tmp_path)
-    single = [e for e in judged if e.origin != "ensemble"]
-    together = [e for e in judged if e.origin == "ensemble"]
-    assert together and min(e.loss for e in together) < min(e.loss for e in single)
+    given = [e for e in judged if e.origin == "start"]
+    (together,) = [e for e in judged if e.origin == "ensemble"]
+    assert together.loss < min(e.loss for e in given)
     assert 1 <= len(prompt.joined) <= 2
     alone = await run_toy(make_task(seed=seed), {**CHANGES, "seed": seed, "search.ensemble": 1})
     both = await run_toy(make_task(seed=seed), {**CHANGES, "seed": seed})
     assert scored(both) == scored(alone)
-    assert len(both.rounds) == len(alone.rounds) + 1 and both.rounds[-1].scored == 0
+    assert [r.scored for r in both.rounds] == [r.scored for r in alone.rounds]
+    assert both.rounds[-1].scored == 0
     tested = [sum(counts["test_scored"] for counts in result.spent.values()) for result in (alone, both)]
     assert tested[1] == tested[0] + 30 * len(prompt.joined)  # each member is asked about the 30 test texts
 
