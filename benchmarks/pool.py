@@ -6,7 +6,7 @@
 `score` has the model write lines as a run does, makes prompts with 1, 2, 4, ... of them a label, and scores
 each on the texts of the five few-shot splits and on balanced rows of the development file (never the test
 file). `study` plays the choice on each split's texts and prints the accuracy on the development rows: of
-single prompts by several criteria, and of ensembles by their size and by how they are chosen.
+single prompts by several criteria, and of sets of prompts by their size and by how they are chosen.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from fedbpt_api.bench.suite import Suite, load_suite
 from fedbpt_api.data import read_examples
 from fedbpt_api.prompts.written import Line
 from fedbpt_api.run.assess import Assessor
+from fedbpt_api.run.ensemble import TRUST
 from fedbpt_api.run.origins import Shown, shown_examples, written_lines
 from fedbpt_api.run.parties import open_parties
 from fedbpt_api.run.words import choose_words
@@ -37,6 +38,7 @@ from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import Example
 from fedbpt_api.verbalizer import Kind, fit
+from fedbpt_api.verbalizer.committee import distances
 
 SIZES = '{"1": 33, "4": 10, "2": 10}'
 SPLITS = (13, 21, 42, 87, 100)
@@ -142,6 +144,12 @@ class Pool:
     words: list[int]
     groups: list[list[int]]
 
+    def logits(self, members: Sequence[int], split: int) -> Floats:
+        """Logits of all texts, with a bias fitted on a split's, shape [N, C]."""
+        rows, own = self.logprobs[list(members)].mean(axis=0), self.parts == split
+        verbalizer, _ = fit(rows[own], self.labels[own], self.words, self.groups, kind="bias")
+        return verbalizer.logits(rows)
+
     def reading(self, members: Sequence[int], split: int, kind: Kind) -> tuple[float, float]:
         """Cross-validated loss on a split's texts, and accuracy on the development rows."""
         rows, own, held = self.logprobs[list(members)].mean(axis=0), self.parts == split, self.parts == 0
@@ -156,40 +164,82 @@ def study(pool: Annotated[Path, typer.Argument(help="What `score` wrote.")]) -> 
     logprobs = data["logprobs"].astype(np.float64)
     found = Pool(
         logprobs - np.logaddexp.reduce(logprobs, axis=2, keepdims=True),
-        data["labels"], data["parts"], data["sizes"], data["words"].tolist(), json.loads(str(data["groups"])),
+        data["labels"].astype(np.intp), data["parts"], data["sizes"], data["words"].tolist(),
+        json.loads(str(data["groups"])),
     )  # fmt: skip
+    splits = [split for split in SPLITS if (found.parts == split).any()]
     singles = {
-        (p, split): found.reading([p], split, "bias") for p in range(len(logprobs)) for split in SPLITS
+        (p, split): found.reading([p], split, "bias") for p in range(len(logprobs)) for split in splits
     }
     print("accuracy of single prompts, read with a bias, by lines a label (mean, sd over prompts):")
     for size in sorted(set(found.sizes.tolist())):
         means = [
-            np.mean([singles[p, s][1] for s in SPLITS]) for p in np.flatnonzero(found.sizes == size).tolist()
+            np.mean([singles[p, s][1] for s in splits]) for p in np.flatnonzero(found.sizes == size).tolist()
         ]
         print(f"  {size}: {np.mean(means):.3f} {np.std(means):.3f} ({len(means)} prompts)")
     ones = np.flatnonzero(found.sizes <= 1).tolist()
     print("one prompt chosen on a split's texts, by criterion (accuracy; correlation with accuracy):")
     for name, criterion in CRITERIA.items():
         picks, related = [], []
-        for split in SPLITS:
+        for split in splits:
             values = np.array(criterion(found, ones, split))
             picks.append(singles[ones[int(values.argmax())], split][1])
             related.append(np.corrcoef(values, [singles[p, split][1] for p in ones])[0, 1])
         print(f"  {name}: {np.mean(picks):.3f} ({np.mean(related):+.2f})")
-    print("ensembles, read with a bias / weighted: greedy by held-out loss | drawn at random")
+    print("sets of prompts, read with a bias / weighted, by how they are chosen:")
     rng = np.random.default_rng(0)
-    greedy: dict[int, list[int]] = {split: [] for split in SPLITS}
-    for size in range(1, 9):
-        for split, members in greedy.items():
-            rest = [p for p in ones if p not in members]
-            members.append(min(rest, key=lambda p: found.reading([*members, p], split, "bias")[0]))
-        drawn = [rng.choice(ones, size, replace=False).tolist() for _ in range(8)]
-        cells = [
-            np.mean([found.reading(m, s, kind)[1] for s in SPLITS for m in (sets or [greedy[s]])])
-            for sets in ([], drawn)
-            for kind in KINDS
-        ]
-        print(f"  {size}: {cells[0]:.3f} / {cells[1]:.3f} | {cells[2]:.3f} / {cells[3]:.3f}")
+    for size in (1, 2, 3, 5, 8):
+        cells = []
+        for rule in RULES:
+            sets = {split: RULES[rule](found, ones, split, size, rng) for split in splits}
+            by_kind = [
+                np.mean([found.reading(m, s, kind)[1] for s in splits for m in sets[s]]) for kind in KINDS
+            ]
+            cells.append(f"{rule} {by_kind[0]:.3f} / {by_kind[1]:.3f}")
+        print(f"  {size}: {' | '.join(cells)}")
+
+
+def _drawn(pool: Pool, ones: list[int], split: int, size: int, rng: np.random.Generator) -> list[list[int]]:
+    return [rng.choice(ones, size, replace=False).tolist() for _ in range(8)]
+
+
+def _greedy(pool: Pool, ones: list[int], split: int, size: int, rng: np.random.Generator) -> list[list[int]]:
+    """Forward selection by the held-out loss of all together."""
+    members: list[int] = []
+    while len(members) < size:
+        rest = [p for p in ones if p not in members]
+        losses = [pool.reading([*members, p], split, "bias")[0] for p in rest]
+        members.append(rest[int(np.argmin(losses))])
+    return [members]
+
+
+def _nearest(
+    trust: float,
+) -> Callable[[Pool, list[int], int, int, np.random.Generator], list[list[int]]]:
+    """Forward selection by the distance from committee and labels."""
+
+    def choose(
+        pool: Pool, ones: list[int], split: int, size: int, rng: np.random.Generator
+    ) -> list[list[int]]:
+        own = pool.parts == split
+        rows = np.array([pool.logits([p], split)[own] for p in ones])
+        places: list[int] = []
+        while len(places) < size:
+            rest = [p for p in range(len(ones)) if p not in places]
+            sets = [[*places, p] for p in rest]
+            places.append(rest[int(np.argmin(distances(rows, pool.labels[own], sets, trust)))])
+        return [[ones[p] for p in places]]
+
+    return choose
+
+
+RULES: dict[str, Callable[[Pool, list[int], int, int, np.random.Generator], list[list[int]]]] = {
+    "at random": _drawn,
+    "held-out loss": _greedy,
+    "committee": _nearest(0.0),
+    "committee and labels": _nearest(TRUST),
+    "labels": _nearest(1.0),
+}
 
 
 def _centred(pool: Pool, members: Sequence[int], split: int) -> Floats:
@@ -230,19 +280,10 @@ def _ranking(pool: Pool, members: Sequence[int], split: int) -> list[float]:
     ]
 
 
-def _committee(pool: Pool, members: Sequence[int], split: int) -> list[float]:
-    """Agreement with what all prompts say together."""
-    rows = _centred(pool, members, split)
-    mean = rows.mean(axis=0)
-    shares = np.exp(mean - np.logaddexp.reduce(mean, axis=1, keepdims=True))
-    return list((shares[None] * rows).sum(axis=2).mean(axis=1))
-
-
 CRITERIA: dict[str, Callable[[Pool, Sequence[int], int], list[float]]] = {
     "held-out loss": _held_out,
     "mutual information": _information,
     "area under the curve": _ranking,
-    "agreement with all": _committee,
 }
 
 

@@ -23,7 +23,7 @@ from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import EncodedSet, EncodedText, longest
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.verbalizer import ClientFit, Verbalizer, word_sums
-from fedbpt_api.verbalizer.verbalizer import log_sum
+from fedbpt_api.verbalizer.committee import distances
 
 _TOP = 2000  # words of a text's list, from which the word list is chosen
 _PURPOSE_SEARCH, _PURPOSE_BATCH, _PURPOSE_PERTURB = 1, 2, 3
@@ -211,24 +211,13 @@ class Client:
             trust: Weight of the labels in the target.
 
         Returns:
-            For each set the cross-entropy with the target in nats, summed over training and development
-            texts; see `run.ensemble`.
+            For each set its distance summed over training and development texts, in nats; see
+            `verbalizer.committee`.
         """
         texts = self._train.texts + self._dev.texts
         labels = np.concatenate([self._train.labels, self._dev.labels])
-        readings = []
-        for prompt, verbalizer in judged:
-            logits = verbalizer.logits(*await self.scorer.scores(prompt, texts))
-            readings.append(logits - log_sum(logits))
-        rows = np.array(readings)  # [P, n, C]
-        committee = rows.mean(axis=0)
-        target = (1 - trust) * np.exp(committee - log_sum(committee))
-        target[np.arange(len(labels)), labels] += trust
-        losses = []
-        for places in sets:
-            together = rows[list(places)].mean(axis=0)
-            losses.append(-float((target * (together - log_sum(together))).sum()))
-        return np.array(losses)
+        rows = [v.logits(*await self.scorer.scores(prompt, texts)) for prompt, v in judged]
+        return distances(np.array(rows), labels, sets, trust)
 
     async def search(
         self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference

@@ -2,15 +2,10 @@
 
 Prompts that look best on a few dozen texts are hardly better than others (benchmarks/pool.py), but their
 errors differ. What all of them say together is better than nearly any of them, and needs no label to be
-known. So the result is the few prompts whose mean comes nearest to that committee of all, and to the labels.
-With R_p(x) the label log-probabilities that prompt p's own verbalizer reads for a text x, the target is
-
-    t(x) = (1 - TRUST) softmax( mean over all p of R_p(x) ) + TRUST e_y(x),
-
-and the set S is grown one prompt at a time (forward selection, Caruana et al. 2004, "Ensemble selection from
-libraries of models") so that the cross-entropy of t and softmax( mean over S of R_p ) is smallest over the
-training and development texts of all clients: distillation (Hinton et al. 2015, arXiv 1503.02531) into few
-members. Clients send a sum a candidate; texts, labels and readings stay with them.
+known. So the result is the few prompts whose mean comes nearest to that committee of all and to the labels
+(`verbalizer.committee`), over the training and development texts of all clients. The set is grown one prompt
+at a time (forward selection, Caruana et al. 2004, "Ensemble selection from libraries of models"). Clients
+send a sum a candidate; texts, labels and readings stay with them.
 
 All scores are paid for; while the answers are used, each text is asked once a member. A prompt of the user's
 own that is better on held-out texts wins all the same.

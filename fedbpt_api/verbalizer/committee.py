@@ -1,0 +1,40 @@
+"""How near what a few prompts say comes to what all prompts say together, and to the labels.
+
+With R_p(x) the label log-probabilities that are read for a text x asked with prompt p, the target is
+
+    t(x) = (1 - trust) softmax( mean over all p of R_p(x) ) + trust e_y(x),
+
+and the distance of a set S of prompts is the cross-entropy of t and softmax( mean over S of R_p ):
+distillation (Hinton et al. 2015, arXiv 1503.02531) of a committee into few members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.scoring.losses import Labels
+from fedbpt_api.verbalizer.verbalizer import log_sum
+
+
+def distances(rows: Floats, labels: Labels, sets: Sequence[Sequence[int]], trust: float) -> Floats:
+    """The distance of each set, in nats, summed over n texts.
+
+    Args:
+        rows: R, label logits or log-probabilities of P prompts, shape [P, n, C].
+        labels: The texts' labels y, shape [n].
+        sets: Places of prompts in `rows`.
+        trust: Weight of the labels in the target, 0 to 1.
+
+    Returns:
+        Shape [len(sets)].
+    """
+    rows = rows - log_sum(rows)
+    committee = rows.mean(axis=0)
+    target = (1 - trust) * np.exp(committee - log_sum(committee))
+    target[np.arange(len(labels)), labels] += trust
+    together = np.array([rows[list(places)].mean(axis=0) for places in sets])
+    found: Floats = -(target * (together - log_sum(together))).sum(axis=(1, 2))
+    return found
