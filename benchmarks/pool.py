@@ -81,7 +81,7 @@ async def _score(suite: Suite, dataset: str, out: Path, rows: int, sizes: dict[i
         for draw in range(number):
             lead = settings.prompts[draw % len(settings.prompts)]
             texts.append((size, lead + await _examples(parties.backend, shown, lines, size, rng)))
-    data, labels, parts = await _texts(suite, dataset, parties, rows)
+    data, labels, parts, trained = await _texts(suite, dataset, parties, rows)
     scorer = Scorer(parties.backend, Budget(), shelf=parties.clients[0].scorer.shelf)
     scorer.use_words(parties.words)
     found: list[Floats] = []
@@ -90,7 +90,7 @@ async def _score(suite: Suite, dataset: str, out: Path, rows: int, sizes: dict[i
         print(f"{len(found)} of {len(texts)} prompts ({size} lines a label)", flush=True)
         done = len(found)
         np.savez(
-            out, logprobs=np.array(found, dtype=np.float32), labels=labels, parts=parts,
+            out, logprobs=np.array(found, dtype=np.float32), labels=labels, parts=parts, trained=trained,
             sizes=np.array([n for n, _ in texts[:done]]), words=np.array(parties.words),
             groups=json.dumps([list(group) for group in parties.groups]),
         )  # fmt: skip
@@ -115,31 +115,33 @@ async def _examples(
     return text
 
 
-async def _texts(suite: Suite, dataset: str, parties: Any, rows: int) -> tuple[Any, Any, Any]:
-    """All texts, their labels, and of which split they are; 0 for rows of the development file."""
+async def _texts(suite: Suite, dataset: str, parties: Any, rows: int) -> tuple[Any, Any, Any, Any]:
+    """All texts, their labels, of which split they are (0: the development file), whether for training."""
     files = suite.tasks[dataset]
-    parts: list[tuple[int, Sequence[Example]]] = []
+    parts: list[tuple[int, str, Sequence[Example]]] = []
     for split in SPLITS:
         folder = suite.path(str(files.fewshot)) / str(split)
-        parts += [(split, list(read_examples(folder / f"{part}.jsonl"))) for part in ("train", "dev")]
+        parts += [(split, part, list(read_examples(folder / f"{part}.jsonl"))) for part in ("train", "dev")]
     dev = list(read_examples(suite.path(files.test).with_name("dev.jsonl")))
-    parts.append((0, balanced(dev, parties.task.label_words.labels, rows)))
+    parts.append((0, "dev", balanced(dev, parties.task.label_words.labels, rows)))
     encoder = next(iter(parties.encoders.values()))
-    encoded = [await encoder.labelled(some, "dev") for _, some in parts]
+    encoded = [await encoder.labelled(some, "dev") for _, _, some in parts]
     return (
         [text for part in encoded for text in part.texts],
         np.concatenate([part.labels for part in encoded]),
-        np.array([split for split, some in parts for _ in some]),
+        np.array([split for split, _, some in parts for _ in some]),
+        np.array([part == "train" for _, part, some in parts for _ in some]),
     )
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Scores [P, N, T] of P prompts, labels [N], splits [N], lines a label [P]."""
+    """Scores [P, N, T] of P prompts, labels [N], splits [N], training texts or not [N], lines a label [P]."""
 
     logprobs: Floats
     labels: npt.NDArray[np.intp]
     parts: npt.NDArray[np.int_]
+    trained: npt.NDArray[np.bool_]
     sizes: npt.NDArray[np.int_]
     words: list[int]
     groups: list[list[int]]
@@ -164,7 +166,7 @@ def study(pool: Annotated[Path, typer.Argument(help="What `score` wrote.")]) -> 
     logprobs = data["logprobs"].astype(np.float64)
     found = Pool(
         logprobs - np.logaddexp.reduce(logprobs, axis=2, keepdims=True),
-        data["labels"].astype(np.intp), data["parts"], data["sizes"], data["words"].tolist(),
+        data["labels"].astype(np.intp), data["parts"], data["trained"], data["sizes"], data["words"].tolist(),
         json.loads(str(data["groups"])),
     )  # fmt: skip
     splits = [split for split in SPLITS if (found.parts == split).any()]
@@ -233,12 +235,33 @@ def _nearest(
     return choose
 
 
+def _best(pool: Pool, ones: list[int], split: int, size: int, rng: np.random.Generator) -> list[list[int]]:
+    """Those with the smallest held-out losses, each for itself."""
+    return [sorted(ones, key=lambda p: pool.reading([p], split, "bias")[0])[:size]]
+
+
+def _promising(
+    pool: Pool, ones: list[int], split: int, size: int, rng: np.random.Generator
+) -> list[list[int]]:
+    """By committee and labels, of those whose training loss is within a standard error of the best."""
+    own = (pool.parts == split) & pool.trained
+    losses = {
+        p: fit(pool.logprobs[p][own], pool.labels[own], pool.words, pool.groups, kind="bias")[1].loss
+        for p in ones
+    }
+    limit = min(losses.values()) + 0.3 / np.sqrt(own.sum())
+    kept = [p for p in ones if losses[p] <= limit]
+    return _nearest(TRUST)(pool, kept, split, min(size, len(kept)), rng)
+
+
 RULES: dict[str, Callable[[Pool, list[int], int, int, np.random.Generator], list[list[int]]]] = {
     "at random": _drawn,
     "held-out loss": _greedy,
     "committee": _nearest(0.0),
     "committee and labels": _nearest(TRUST),
     "labels": _nearest(1.0),
+    "best losses": _best,
+    "committee and labels of the promising": _promising,
 }
 
 
