@@ -84,10 +84,11 @@ class Assessment:
         counted = max(train.mean_loss, floor.mean_loss) if floor.n and dev.n else train.mean_loss
         return (train.n * counted + dev.loss) / (train.n + dev.n)
 
-    def beats(self, other: Assessment) -> bool:
-        """Whether its loss is smaller on the clients that answered for both."""
+    def beats(self, other: Assessment, errors: float = 0.0) -> bool:
+        """Whether its loss is smaller on the clients that answered for both, by so many standard errors."""
         common = self.clients & other.clients
-        return self.loss_on(common) < other.loss_on(common)
+        n = _total(self.train, common).n + _total(self.dev, common).n
+        return self.loss_on(common) < other.loss_on(common) - errors * _SPREAD / math.sqrt(max(n, 1))
 
     @property
     def scores(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ at a time (forward selection, Caruana et al. 2004, "Ensemble selection from libr
 send a sum a candidate; texts, labels and readings stay with them.
 
 All scores are paid for; while the answers are used, each text is asked once a member. A prompt of the user's
-own that is better on held-out texts wins all the same.
+own that is better on held-out texts by a standard error wins all the same.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fedbpt_api.run.assess import Assessment, Assessor
 from fedbpt_api.scoring.backend import Floats
 
 ORIGIN = "ensemble"
+_CLEARLY = 1.0  # standard errors by which a prompt of the user's must be better
 TRUST: Final = 0.25
 """Weight of the labels in the target; the rest is the committee's."""
 
@@ -51,9 +52,9 @@ async def choose_ensemble(assessor: Assessor, most: int) -> Assessment:
     together = await assessor.assess(asked, ORIGIN)
     given = [await assessor.parties.backend.tokenize(text) for text in assessor.settings.prompts]
     rivals = [assessor.known[ids] for ids in given if ids in assessor.known]
-    if not any(rival.beats(together) for rival in rivals):
-        assessor.chosen = together
-    return assessor.best()
+    better = [rival for rival in rivals if rival.beats(together, _CLEARLY)]
+    assessor.chosen = min(better, key=lambda a: a.loss) if better else together
+    return assessor.chosen
 
 
 async def _losses(assessor: Assessor, judged: Sequence[Assessment], sets: Sequence[Sequence[int]]) -> Floats:
