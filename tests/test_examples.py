@@ -42,7 +42,7 @@ def test_the_library_example_tunes_a_prompt_and_says_so(library: tuple[Path, str
     rounds = re.findall(r"^round (\d+): development accuracy [01]\.\d\d$", said, re.MULTILINE)
     assert rounds[:1] == ["0"] and len(rounds) > 1
     prompt = TunedPrompt.load(folder)
-    assert f"tuned prompt: {prompt.text!r}" in said
+    assert f"tuned prompt: {prompt.shown!r}" in said
     assert prompt.model["kind"] == "llamacpp"
     result = orjson.loads((folder / "result.json").read_bytes())
     assert result["stopped"] == "budget"

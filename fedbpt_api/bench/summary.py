@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -16,9 +17,10 @@ import orjson
 from fedbpt_api.bench.grid import Cell
 from fedbpt_api.bench.plot import Curve, curves_svg
 from fedbpt_api.methods import RECIPES
+from fedbpt_api.run.ensemble import ORIGIN
 from fedbpt_api.run.result import ALL_CLIENTS, RunResult
 
-Point = tuple[int, float, float, float]  # scored examples, loss and accuracy of the best so far, own accuracy
+Point = tuple[int, float, float]  # scored examples; development loss and accuracy of the best so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,8 @@ class Entry:
         bytes_up: Largest message of a search round from a client.
         bytes_down: Largest to one.
         stopped: Why it ended.
-        curve: For each round: scored examples so far, development loss and accuracy of the best prompt so
-            far, and development accuracy of the round's own.
+        curve: For each prompt that was judged: scored examples so far, development loss and accuracy of the
+            best prompt so far; at the end those of the result.
     """
 
     task: str
@@ -65,10 +67,6 @@ class Entry:
         """The entry of a run that has been tested."""
         assert result.test is not None, "a bench always has test texts"
         rows = {row.method: row for row in result.test.rows if row.client == ALL_CLIENTS}
-        spent, curve = 0, list[Point]()
-        for record in result.rounds:
-            spent += record.scored
-            curve.append((spent, record.best_dev_loss, record.best_dev_accuracy, record.dev_accuracy))
         sent = [client for record in result.rounds for client in record.clients]
         with_bias = rows.get("tuned+bias")
         return cls(
@@ -86,13 +84,20 @@ class Entry:
             bytes_up=max((client.bytes_up for client in sent), default=0),
             bytes_down=max((client.bytes_down for client in sent), default=0),
             stopped=result.stopped,
-            curve=tuple(curve),
+            curve=tuple(_curve(Path(result.folder))) if result.folder else (),
         )
 
-    @property
-    def best(self) -> float:
-        """Accuracy at its best: with a bias where the recipe fits none, and it helps or not."""
-        return self.accuracy if self.accuracy_with_bias is None else self.accuracy_with_bias
+
+def _curve(folder: Path) -> Iterator[Point]:
+    """The best so far by held-out loss, after each prompt that a run judged."""
+    best = math.inf
+    point = (math.nan, math.nan)
+    with (folder / "prompts.jsonl").open("rb") as file:
+        for line in map(orjson.loads, file):
+            result = line["origin"] == ORIGIN  # what was chosen, whatever its loss
+            if line["loss"] is not None and line["dev_loss"] is not None and (result or line["loss"] < best):
+                best, point = line["loss"], (line["dev_loss"], line["dev_accuracy"])
+            yield line["scored"], *point
 
 
 def summarise(entries: Iterable[Entry], out: Path, head: Mapping[str, str]) -> str:
@@ -120,7 +125,9 @@ def summarise(entries: Iterable[Entry], out: Path, head: Mapping[str, str]) -> s
             ):
                 lines = [
                     Curve(method, [[(p[0], p[value]) for p in e.curve] for e in runs])
-                    for method, runs in _grouped([e for e in some if e.budget], _line).items()
+                    for method, runs in _grouped(
+                        [e for e in some if e.budget == longest and e.curve], _line
+                    ).items()
                 ]
                 (out / f"{task}-{split}-{name}.svg").write_text(
                     curves_svg(lines, "scored examples", f"{label}, best so far"), encoding="utf-8"
@@ -155,7 +162,7 @@ def _rows(method: str, runs: Sequence[Entry]) -> list[tuple[str, dict[int, float
     mark = "" if RECIPES[runs[0].base].private else " (not private)"
     rows = [(method + mark, {e.seed: e.accuracy for e in runs})]
     with_bias = {e.seed: e.accuracy_with_bias for e in runs if e.accuracy_with_bias is not None}
-    if len(with_bias) == len(runs):
+    if len(with_bias) == len(runs) and runs[0].base != "start":  # which has a method of its own with a bias
         rows.append((f"{method}, with bias{mark}", with_bias))
     return rows
 

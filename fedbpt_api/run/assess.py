@@ -179,7 +179,8 @@ class Assessor:
         self.known.setdefault(prompt, assessment)
         assessment = self.known[prompt]
         a, dev, chosen = assessment, assessment.dev_sums, self.best() is assessment
-        self.tell(Assessed(a.text, origin, a.train_loss, a.loss, dev.mean_loss, dev.accuracy, chosen))
+        scored = self.parties.budget.spent.scored
+        self.tell(Assessed(a.text, origin, a.train_loss, a.loss, dev.mean_loss, dev.accuracy, chosen, scored))
         return assessment
 
     async def _text(self, prompt: Asked) -> str:

@@ -33,7 +33,10 @@ class Noted:
 
 @dataclass(frozen=True, slots=True)
 class Assessed:
-    """A prompt was scored on all clients' texts, its verbalizer fitted; NaN where not measured."""
+    """A prompt was scored on all clients' texts, its verbalizer fitted; NaN where not measured.
+
+    `scored` is how many examples the run had scored by then.
+    """
 
     prompt: str
     origin: str
@@ -42,6 +45,7 @@ class Assessed:
     dev_loss: float
     dev_accuracy: float
     chosen: bool
+    scored: int = 0
 
 
 @dataclass(frozen=True, slots=True)

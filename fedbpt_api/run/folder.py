@@ -139,6 +139,7 @@ class RunFolder:
             "dev_loss": event.dev_loss,
             "dev_accuracy": event.dev_accuracy,
             "loss": event.loss,
+            "scored": event.scored,
         }
         with _writing(self.path), (self.path / "prompts.jsonl").open("ab", buffering=0) as file:
             file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
