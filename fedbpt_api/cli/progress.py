@@ -13,7 +13,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedbpt_api.run.assess import START
+from fedbpt_api.run.ensemble import ORIGIN
 from fedbpt_api.run.events import Assessed, Event, Noted, RoundDone, Started, Status, Testing, Warned
+from fedbpt_api.run.origins import MADE_UP
 from fedbpt_api.run.present import show_whitespace
 from fedbpt_api.run.result import RoundRecord
 
@@ -56,7 +59,7 @@ class Progress:
                 self._print(f"warning: {event.message}")
             case Noted():
                 self._print(event.message)
-            case Assessed() if event.origin in ("start", "made-up examples"):
+            case Assessed() if event.origin in (START, ORIGIN) or (event.origin == MADE_UP and event.chosen):
                 found = f"dev loss {_number(event.dev_loss)}, accuracy {_number(event.dev_accuracy)}"
                 if math.isinf(event.loss):
                     found = f"ruled out by a training loss of {_number(event.train_loss)}"

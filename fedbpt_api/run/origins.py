@@ -31,6 +31,7 @@ from fedbpt_api.task import Example
 
 _MOST = 240  # draws of made-up examples
 _FITTING = 8  # of which one is taken, for the blocks of a cache
+MADE_UP = "made-up examples"
 _ORDER = 3  # keys the draw of an order
 _WRITING = 0.1  # of the scored examples that writing lines may take
 _LINES, _LINE = 24, 13  # lines for a label at most, and what writing one costs about
@@ -82,7 +83,7 @@ async def _made_up(assessor: Assessor, codebook: Codebook) -> dict[Asked, Codebo
             space = await _drawn(assessor, codebook, shown, lines, draw)
             ids = space.decode(0.0 * space.anchors)
             if space.dimension and len(ids) <= assessor.parties.room:
-                await assessor.assess(ids, "made-up examples")
+                await assessor.assess(ids, MADE_UP)
                 spaces[ids] = space
     except BudgetSpent:
         pass  # what was judged until then is in the race
