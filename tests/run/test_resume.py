@@ -19,7 +19,7 @@ from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.config import load_settings, load_task
 from fedbpt_api.run.events import Noted
 from fedbpt_api.run.folder import RunFolder
-from fedbpt_api.run.inputs import Inputs
+from fedbpt_api.run.inputs import Inputs, read_settings
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.replay import replay
 from fedbpt_api.run.result import RunResult
@@ -380,3 +380,17 @@ def test_a_flipped_bit_in_a_journal_is_named(
             assert found.differences  # the last record: taken for torn
 
     asyncio.run(work())
+
+
+async def test_a_run_from_before_methods_had_names_goes_on_as_it_began(toys: Toys, tmp_path: Path) -> None:
+    await run_toy(TASK, {"method": "rounds"}, tmp_path / "run")
+    path = tmp_path / "run" / "settings.json"
+    values = orjson.loads(path.read_bytes())
+    del values["method"], values["search"]["algorithm"], values["search"]["choice"]
+    path.write_bytes(orjson.dumps(values))
+    found = read_settings(tmp_path / "run")
+    assert (found.method, found.search.algorithm, found.search.choice) == (
+        "rounds",
+        "rounds",
+        "held-out",
+    )
