@@ -97,7 +97,8 @@ def _curve(folder: Path) -> Iterator[Point]:
             result = line["origin"] == ORIGIN  # what was chosen, whatever its loss
             if line["loss"] is not None and line["dev_loss"] is not None and (result or line["loss"] < best):
                 best, point = line["loss"], (line["dev_loss"], line["dev_accuracy"])
-            yield line["scored"], *point
+            if "scored" in line:  # earlier versions did not write it
+                yield line["scored"], *point
 
 
 def summarise(entries: Iterable[Entry], out: Path, head: Mapping[str, str]) -> str:
