@@ -130,9 +130,10 @@ def summarise(entries: Iterable[Entry], out: Path, head: Mapping[str, str]) -> s
                         [e for e in some if e.budget == longest and e.curve], _line
                     ).items()
                 ]
-                (out / f"{task}-{split}-{name}.svg").write_text(
-                    curves_svg(lines, "scored examples", f"{label}, best so far"), encoding="utf-8"
-                )
+                if lines:
+                    (out / f"{task}-{split}-{name}.svg").write_text(
+                        curves_svg(lines, "scored examples", f"{label}, best so far"), encoding="utf-8"
+                    )
     return text
 
 
