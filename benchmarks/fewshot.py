@@ -13,13 +13,13 @@ import os
 import sys
 from collections import defaultdict
 from pathlib import Path
-from random import Random
 from statistics import mean, stdev
 from typing import Annotated
 
 import typer
 
-from fedbpt_api import Example, RunResult, Settings, load_settings, load_task, tune_sync
+from fedbpt_api import RunResult, Settings, load_settings, load_task, tune_sync
+from fedbpt_api.bench.grid import balanced
 from fedbpt_api.data import read_examples, write_examples
 from fedbpt_api.run.folder import read_result
 from fedbpt_api.run.result import ALL_CLIENTS
@@ -66,7 +66,8 @@ def settings_of(
     work = (out / "data" / str(split)).resolve()
     work.mkdir(parents=True, exist_ok=True)
     tests = list(read_examples(data / dataset / f"{part}.jsonl"))
-    write_examples(work / "test.jsonl", balanced(tests, rows) if rows else tests)
+    labels = sorted({str(example.label) for example in tests})
+    write_examples(work / "test.jsonl", balanced(tests, labels, rows) if rows else tests)
     for name in ("train", "dev"):
         write_examples(
             work / f"{name}.jsonl", read_examples(data / "fewshot16" / dataset / str(split) / f"{name}.jsonl")
@@ -79,15 +80,6 @@ def settings_of(
         key, _, value = item.partition("=")
         overrides[key] = json.loads(value)
     return load_settings(HERE / f"{dataset}.toml", overrides)
-
-
-def balanced(examples: list[Example], rows: int) -> list[Example]:
-    """The same number of rows of each label, always the same ones."""
-    by_label: defaultdict[str, list[Example]] = defaultdict(list)
-    for example in examples:
-        by_label[str(example.label)].append(example)
-    each = rows // len(by_label)
-    return [e for label in sorted(by_label) for e in Random(0).sample(by_label[label], each)]
 
 
 def table(results: dict[int, RunResult], out: Path) -> None:

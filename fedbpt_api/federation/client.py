@@ -26,7 +26,6 @@ from fedbpt_api.verbalizer import ClientFit, Verbalizer, word_sums
 from fedbpt_api.verbalizer.committee import distances
 
 _TOP = 2000  # words of a text's list, from which the word list is chosen
-_PURPOSE_SEARCH, _PURPOSE_BATCH, _PURPOSE_PERTURB = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
