@@ -12,11 +12,9 @@ from typing import Any
 from fedbpt_api.bench.suite import SplitOver, Suite
 from fedbpt_api.data import Columns, read_examples, split_dirichlet, split_iid
 from fedbpt_api.errors import ConfigError
-from fedbpt_api.methods import RECIPES, with_preset
+from fedbpt_api.methods import RECIPES, UNSEARCHED, with_preset
 from fedbpt_api.run.config import Settings, build_settings
 from fedbpt_api.task import ClientData, Example, LabelWords, Place, Task, Template
-
-_UNSEARCHED = ("start", "prompts", "calibration")  # these end by themselves, whatever the budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ def cells(suite: Suite) -> tuple[Cell, ...]:
 def _unsearched(suite: Suite, method: str) -> bool:
     variant = suite.variant(method)
     preset = RECIPES[variant.base].preset["search"]["algorithm"]
-    return variant.set.get("search.algorithm", preset) in _UNSEARCHED
+    return variant.set.get("search.algorithm", preset) in UNSEARCHED
 
 
 def prepared(suite: Suite, cell: Cell) -> tuple[Settings, Task]:

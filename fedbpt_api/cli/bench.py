@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 from collections import Counter
+from collections.abc import Callable
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
@@ -49,7 +50,7 @@ def bench(
     stopped = False
     if not table:
         watch = _Watch(sum(map(wanted, cells(loaded))))
-        _, failed = asyncio.run(watch.run(loaded, out, wanted))
+        failed = asyncio.run(watch.run(loaded, out, wanted))
         stopped = watch.stopped
     entries = finished(loaded, out)
     if not entries:
@@ -78,12 +79,13 @@ class _Watch:
         self._number = 0
         self.stopped = False
 
-    async def run(self, suite: Suite, out: Path, wanted: object) -> tuple[object, list[Cell]]:
+    async def run(self, suite: Suite, out: Path, wanted: Callable[[Cell], bool]) -> list[Cell]:
+        """The runs that failed."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop)
-        assert callable(wanted)
-        return await run_suite(suite, out, only=wanted, on_start=self._start, on_end=self._end)
+        _, failed = await run_suite(suite, out, only=wanted, on_start=self._start, on_end=self._end)
+        return failed
 
     def _stop(self) -> None:
         self.stopped = True

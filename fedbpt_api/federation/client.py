@@ -69,6 +69,7 @@ class Client:
         self._seed = seed
         self._train = train
         self._dev = dev
+        self._read: dict[Asked, tuple[Verbalizer, Floats]] = {}  # logits of all texts
 
     @property
     def n_train(self) -> int:
@@ -215,8 +216,11 @@ class Client:
         """
         texts = self._train.texts + self._dev.texts
         labels = np.concatenate([self._train.labels, self._dev.labels])
-        rows = [v.logits(*await self.scorer.scores(prompt, texts)) for prompt, v in judged]
-        return distances(np.array(rows), labels, sets, trust)
+        for prompt, verbalizer in judged:
+            if self._read.get(prompt, (None,))[0] != verbalizer:
+                logits = verbalizer.logits(*await self.scorer.scores(prompt, texts))
+                self._read[prompt] = (verbalizer, logits)
+        return distances(np.array([self._read[prompt][1] for prompt, _ in judged]), labels, sets, trust)
 
     async def search(
         self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference

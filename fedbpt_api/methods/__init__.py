@@ -1,5 +1,5 @@
 """Named recipes: ways to come to a prompt, ours and those that it is compared with."""
 
-from fedbpt_api.methods.recipes import DEFAULT, RECIPES, Recipe, with_preset
+from fedbpt_api.methods.recipes import DEFAULT, RECIPES, UNSEARCHED, Recipe, with_preset
 
-__all__ = ["DEFAULT", "RECIPES", "Recipe", "with_preset"]
+__all__ = ["DEFAULT", "RECIPES", "UNSEARCHED", "Recipe", "with_preset"]

@@ -8,17 +8,19 @@ never judged with itself in the prompt; the best is the run's.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
+from fedbpt_api.methods.drawing import Plan, judge_draws
 from fedbpt_api.methods.searching import Searching, Stop
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.run.assess import START
-from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.task import Example
 
 _PURPOSE = 63
 _MOST = 16  # examples a label
-_DRAWS = 4  # in a round, over the numbers of examples in turn
+_DRAWS = 4  # judged in a round, over the numbers of examples in turn
 _PATIENCE = 50  # draws in a row that do not fit
 
 
@@ -33,28 +35,12 @@ async def search(run: Searching) -> Stop:
     rng = np.random.default_rng((run.settings.seed, _PURPOSE))
     fewest = min(map(len, pool))
     sizes = [n for n in (1, 2, 4, 8, _MOST) if n <= fewest] or [fewest]
-    rounds, refused, draw = 0, 0, 0
-    while run.settings.search.rounds is None or rounds < run.settings.search.rounds:
-        clock, ended = run.meter(), False
-        for _ in range(_DRAWS):
-            ids = await _drawn(run, pool, sizes[draw % len(sizes)], rng)
-            draw += 1
-            if len(ids) > run.parties.room or ids in assessor.known:
-                refused += 1
-                if refused == _PATIENCE:
-                    return "cap"
-                continue
-            refused = 0
-            try:
-                await assessor.assess(ids, "examples of the clients")
-            except BudgetSpent:
-                ended = True
-                break
-        rounds += 1
-        run.note(clock, assessor.best(), None, 0.0)
-        if ended:
-            return "budget"
-    return "rounds"
+    turn = itertools.cycle(sizes)
+
+    async def draw() -> tuple[Ids, None]:
+        return await _drawn(run, pool, next(turn), rng), None
+
+    return await judge_draws(run, draw, Plan("examples of the clients", _DRAWS, _PATIENCE))
 
 
 def _given_up(run: Searching) -> list[list[Example]]:

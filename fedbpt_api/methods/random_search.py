@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedbpt_api.methods.drawing import Plan, judge_draws
 from fedbpt_api.methods.searching import Searching, Stop
+from fedbpt_api.prompts.space import Asked
 from fedbpt_api.run.origins import choose_origin
-from fedbpt_api.scoring.budget import BudgetSpent
+from fedbpt_api.scoring.backend import Floats
 
 _PURPOSE = 61
 _ROUND = 4  # prompts that are noted together
@@ -22,24 +24,9 @@ async def search(run: Searching) -> Stop:
     run.phase("search")
     run.space, run.assessor.centre = space, centre
     rng = np.random.default_rng((run.settings.seed, _PURPOSE))
-    rounds, stale = 0, 0
-    while run.settings.search.rounds is None or rounds < run.settings.search.rounds:
-        clock, judged, ended = run.meter(), 0, False
-        while judged < _ROUND and not ended:
-            z = sigma * rng.standard_normal(space.dimension)
-            prompt = space.decode(z)
-            if prompt in run.assessor.known:
-                stale += 1
-                if stale == _MOST_STALE:
-                    return "cap"
-                continue
-            try:
-                await run.assessor.assess(prompt, "random", z)
-            except BudgetSpent:
-                ended = True
-            judged, stale = judged + 1, 0
-        rounds += 1
-        run.note(clock, run.assessor.best(), None, sigma)
-        if ended:
-            return "budget"
-    return "rounds"
+
+    async def draw() -> tuple[Asked, Floats]:
+        z: Floats = sigma * rng.standard_normal(space.dimension)
+        return space.decode(z), z
+
+    return await judge_draws(run, draw, Plan("random", _ROUND, _MOST_STALE, sigma))

@@ -12,6 +12,9 @@ from typing import Any, Final
 
 DEFAULT: Final = "ensemble"
 
+UNSEARCHED: Final = ("start", "prompts", "calibration")
+"""Algorithms that end by themselves, whatever the budget."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from fedbpt_api.verbalizer import Verbalizer
 
 FORMAT = 2
 _SINGLE = 1  # what is written without joined prompts, so that earlier versions can read it
-JOINED = "\n--- and ---\n"
+_JOINED = "\n--- and ---\n"
+_EMPTY = "(no prompt)"
 _LIMIT = 4_000_000  # bytes; the largest honest file (128 words, 20 labels) is a twentieth of that
 
 
@@ -60,7 +61,7 @@ class TunedPrompt:
     @property
     def shown(self) -> str:
         """The prompt for people, with those that are joined to it."""
-        return JOINED.join([self.text, *(text for text, _ in self.joined)])
+        return shown_together([self.text, *(text for text, _ in self.joined)])
 
     def to_dict(self) -> dict[str, Any]:
         joined = {"joined": [{"text": text, "ids": list(ids)} for text, ids in self.joined]}
@@ -191,3 +192,8 @@ def read_json(path: Path, limit: int) -> Any:
         raise RunFolderError(f"{path} cannot be read: {error.strerror}", "is it a file?") from error
     except orjson.JSONDecodeError as error:
         raise RunFolderError(f"{path} is not valid JSON: {error}", "copy it again from its source") from error
+
+
+def shown_together(texts: Sequence[str]) -> str:
+    """Prompts that answer together, for people; one alone is shown as it is."""
+    return texts[0] if len(texts) == 1 else _JOINED.join(text or _EMPTY for text in texts)

@@ -12,7 +12,7 @@ from fedbpt_api.errors import FedbptError
 from fedbpt_api.federation.client import Client, Sums
 from fedbpt_api.federation.runtime import Answers, ask_all, need_quorum
 from fedbpt_api.prompts.space import Asked, Ensemble, Ids, members_of
-from fedbpt_api.prompts.tuned import JOINED, TunedPrompt
+from fedbpt_api.prompts.tuned import TunedPrompt, shown_together
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.parties import Parties
@@ -189,7 +189,7 @@ class Assessor:
         texts = [
             await self.parties.backend.detokenize(ids) for ids in members_of(prompt) if isinstance(ids, tuple)
         ]
-        return JOINED.join(texts)
+        return shown_together(texts)
 
     def _unsearched(self, prompt: Asked) -> bool:
         """Whether none of a joined prompt's members was searched for on training texts."""

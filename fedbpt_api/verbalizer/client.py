@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from fedbpt_api.scoring.backend import Bools, Floats
 from fedbpt_api.verbalizer import regression
+from fedbpt_api.verbalizer.discriminant import Classes, square
 from fedbpt_api.verbalizer.messages import (
     AskCross,
     AskMoments,
@@ -89,7 +90,7 @@ class ClientFit:
         self._seed = tuple(seed)
         self._given = folds
         self._folds = np.zeros(len(self._labels), dtype=np.intp)
-        self._design: Floats | None = None
+        self._designs: list[Floats] = []
 
     async def answer(self, message: bytes) -> bytes:
         """Answer an encoded message of the server; see `reply`."""
@@ -116,72 +117,73 @@ class ClientFit:
         drawn = assign_folds(self._labels, ask.folds, self._seed)
         self._folds = drawn if self._given is None else np.asarray(self._given, dtype=np.intp)
         width = self._rows.shape[1] if ask.scatter else 0
-        rows = self._rows[:, :width]
-        mean = rows.sum(axis=0) / max(1, len(rows))
-        away = rows - mean
+        rows, c = self._rows[:, :width], self._label_rows.shape[1]
+        counts = np.bincount(self._labels, minlength=c)
+        means = np.eye(c)[self._labels].T @ rows / np.maximum(counts, 1)[:, None]
+        away = rows - means[self._labels]
         return Moments(
             folds=np.bincount(self._folds, minlength=ask.folds),
-            labels=np.bincount(self._labels, minlength=self._label_rows.shape[1]),
+            labels=counts,
             logits=self._label_rows.sum(axis=0),
-            mean=mean,
+            means=means,
             scatter=(away.T @ away)[np.triu_indices(width)],
             bounded=self._bounded,
         )
 
     def _begin(self, begin: Begin) -> Sums:
-        width, r = self._rows.shape[1], begin.axes.shape[-1]
-        used = width if r else 0
-        p = regression.size(self._label_rows.shape[1], r)
-        shapes = [values.shape for values in (begin.mean, begin.spread, begin.axes, begin.theta)]
-        if shapes != [(used,), (used,), (used, r), (p,)]:
+        c, width = self._label_rows.shape[1], self._rows.shape[1] if len(begin.strengths) else 0
+        shapes = [v.shape for v in (begin.labels, begin.means, begin.covariance, begin.theta)]
+        if shapes != [(c,), (c, width), (width * (width + 1) // 2,), (c + 1,)]:
             raise FitError(
-                f"client {self.name} was sent components of shapes {shapes} for {width} words",
+                f"client {self.name} was sent moments of shapes {shapes} for {c} labels and {width} words",
                 "do all clients have one word list?",
             )
-        if r:
-            components = ((self._rows - begin.mean) / begin.spread) @ begin.axes
-        else:
-            components = np.zeros((len(self._rows), 0))
-        self._design = regression.design(self._label_rows, components)
-        every = np.full(1, -1)
-        return self._sums(AskSums(every, np.array([len(begin.theta)]), begin.theta, curvature=True))
+        scores = np.zeros((1, *self._label_rows.shape))
+        if width:
+            classes = Classes.of(begin.labels, begin.means, square(begin.covariance))
+            own = classes.held_out(self._rows, self._labels, begin.strengths.tolist())
+            scores = np.concatenate([scores, own])
+        self._designs = [regression.design(self._label_rows, values) for values in scores]
+        every = np.arange(len(self._designs))
+        thetas = np.repeat(begin.theta[None], len(every), axis=0)
+        return self._sums(AskSums(every, np.full(len(every), -1), thetas, curvature=True))
 
     def _sums(self, ask: AskSums) -> Sums:
-        rows, thetas = self._models(ask.sizes, ask.thetas)
-        member = self._folds[None, :] != ask.folds[:, None]
-        losses, gradients = regression.loss_and_gradient(rows, self._labels, thetas, member)
-        parts = [g if k == len(g) else g[self._biases] for g, k in zip(gradients, ask.sizes, strict=True)]
-        second = np.zeros(0, dtype=np.float32)
+        thetas = self._models(ask.designs, ask.thetas)
+        losses, gradients = np.zeros(len(thetas)), np.zeros_like(thetas)
+        for design in np.unique(ask.designs):
+            of = ask.designs == design
+            member = self._folds[None, :] != ask.folds[of][:, None]
+            losses[of], gradients[of] = regression.loss_and_gradient(
+                self._designs[design], self._labels, thetas[of], member
+            )
+        second = np.zeros((0, 0))
         if ask.curvature:
-            full = regression.curvature(rows, thetas[0])
-            own = np.arange(len(full)) if len(full) == ask.sizes[0] else self._biases
-            second = full[np.ix_(own, own)][np.triu_indices(len(own))].astype(np.float32)
-        return Sums(losses, np.concatenate(parts).astype(ask.thetas.dtype), second)
+            upper = np.triu_indices(thetas.shape[1])
+            pairs = zip(ask.designs, thetas, strict=True)
+            second = np.array([regression.curvature(self._designs[d], theta)[upper] for d, theta in pairs])
+        return Sums(losses, gradients.astype(ask.thetas.dtype), second.astype(np.float32))
 
     def _cross(self, ask: AskCross) -> Cross:
         every = np.arange(len(self._labels))
         losses = np.zeros((1 + max(ask.candidates, default=0), len(every)))
         losses[0] = -self._label_rows[every, self._labels]
-        if len(ask.candidates):
-            rows, thetas = self._models(ask.sizes, ask.thetas)
-            by_model = regression.text_losses(rows, self._labels, thetas)
-            for candidate, fold, values in zip(ask.candidates, ask.folds, by_model, strict=True):
-                own = self._folds == fold
-                losses[candidate, own] = values[own]
+        thetas = self._models(ask.designs, ask.thetas) if len(ask.designs) else ask.thetas
+        for candidate, design, fold, theta in zip(
+            ask.candidates, ask.designs, ask.folds, thetas, strict=True
+        ):
+            own = self._folds == fold
+            rows, labels = self._designs[design][own], self._labels[own]
+            losses[candidate, own] = regression.text_losses(rows, labels, theta[None])[0]
         return Cross(len(every), losses.sum(axis=1), losses @ losses.T)
 
-    def _models(self, sizes: Ints, thetas: Floats) -> tuple[Floats, Floats]:
-        """The design, and the models' parameters as rows of its width."""
-        if self._design is None:
-            raise FitError(f"client {self.name} was asked for sums before it knew the components")
-        _, c, p = self._design.shape
-        parts = np.split(thetas.astype(np.float64), np.cumsum(sizes)[:-1])
-        if sum(sizes) != len(thetas) or any(len(part) not in (c, p) for part in parts):
-            raise FitError(f"client {self.name} was sent parameters that do not fit its {p}")
-        return self._design, np.array([regression.widen(part, c, p) for part in parts])
-
-    @property
-    def _biases(self) -> Ints:
-        """Which parameters are the scale and the biases."""
-        assert self._design is not None  # `_models` has checked
-        return regression.bias_columns(*self._design.shape[1:])
+    def _models(self, designs: Ints, thetas: Floats) -> Floats:
+        """The models' parameters in double precision, once they are known to fit the designs."""
+        if not self._designs:
+            raise FitError(f"client {self.name} was asked for sums before it knew the designs")
+        p = self._label_rows.shape[1] + 1
+        if thetas.shape != (len(designs), p) or not set(designs.tolist()) <= set(range(len(self._designs))):
+            raise FitError(
+                f"client {self.name} was sent models that do not fit its designs of {p} parameters"
+            )
+        return thetas.astype(np.float64)

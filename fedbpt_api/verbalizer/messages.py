@@ -17,7 +17,7 @@ import orjson
 
 from fedbpt_api.verbalizer.problem import FitError
 
-VERSION: Final = 1
+VERSION: Final = 2
 _TYPES: Final = ("<f8", "<f4", "<i4")
 _MAX_NUMBERS: Final = 1 << 22
 
@@ -64,33 +64,38 @@ class Moments:
         folds: Texts in each fold, shape [folds].
         labels: Texts of each label, shape [C].
         logits: Label log-probabilities summed, shape [C].
-        mean: Mean log-probabilities, shape [T]; empty where not asked for.
-        scatter: Products of deviations from the client's mean, summed: upper triangle, [T (T + 1) / 2].
+        means: Mean log-probabilities of each label's texts, 0 where it has none, shape [C, T]; T is 0 where
+            they were not asked for.
+        scatter: Products of deviations from its label's mean, summed: upper triangle, [T (T + 1) / 2].
         bounded: How many of its n T log-probabilities are bounds.
     """
 
     folds: Numbers
     labels: Numbers
     logits: Numbers
-    mean: Numbers
+    means: Numbers
     scatter: Numbers
     bounded: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Begin:
-    """Server: the components to use from now on, and the point at which curvature is wanted.
+    """Server: what all texts add up to; losses, gradients and curvature are wanted at the start.
+
+    Each strength of shrinkage makes a design of its own; design 0 has no discriminant scores.
 
     Attributes:
-        mean: Shape [T].
-        spread: Shape [T].
-        axes: Standardised words to components, shape [T, r].
-        theta: Parameters, shape [p].
+        labels: Texts of each label, shape [C].
+        means: Mean log-probabilities of each label's texts, shape [C, T].
+        covariance: Of log-probabilities within labels: upper triangle, [T (T + 1) / 2].
+        strengths: Of designs 1, 2, ..., shape [R].
+        theta: Parameters at which the sums of all designs are wanted, over all texts, shape [p].
     """
 
-    mean: Numbers
-    spread: Numbers
-    axes: Numbers
+    labels: Numbers
+    means: Numbers
+    covariance: Numbers
+    strengths: Numbers
     theta: Numbers
 
 
@@ -99,14 +104,14 @@ class AskSums:
     """Server: losses and gradients of M models, wanted over all texts but those of a model's fold.
 
     Attributes:
+        designs: The design of each model, shape [M].
         folds: The fold left out by each model, -1 for none, shape [M].
-        sizes: Number of parameters of each model, shape [M].
-        thetas: Parameters, one model after the other; gradients come back in the same type.
-        curvature: Also send second derivatives at the first model, over all texts.
+        thetas: Parameters, shape [M, p]; gradients come back in the same type.
+        curvature: Also send second derivatives of each model, over all texts.
     """
 
+    designs: Numbers
     folds: Numbers
-    sizes: Numbers
     thetas: Numbers
     curvature: bool
 
@@ -117,8 +122,8 @@ class Sums:
 
     Attributes:
         losses: Nats, shape [M].
-        gradients: As long as the question's thetas.
-        curvature: Upper triangle, [p (p + 1) / 2]; empty where not asked for.
+        gradients: Shape [M, p].
+        curvature: Upper triangles, [M, p (p + 1) / 2]; [0, 0] where not asked for.
     """
 
     losses: Numbers
@@ -132,14 +137,14 @@ class AskCross:
 
     Attributes:
         candidates: The candidate each model belongs to, 1..K-1, shape [M]; 0 are the label words alone.
+        designs: The design of each model, shape [M].
         folds: The fold each model left out, shape [M].
-        sizes: Number of parameters of each model, shape [M].
-        thetas: Parameters, one model after the other.
+        thetas: Parameters, shape [M, p].
     """
 
     candidates: Numbers
+    designs: Numbers
     folds: Numbers
-    sizes: Numbers
     thetas: Numbers
 
 

@@ -1,12 +1,13 @@
 """The fit as a conversation: the server's questions, and what it makes of sums over clients.
 
-1. Counts, means and covariances give the standardisation and the components: the principal axes of the
-   standardised words, at most 30 and fewer with many labels (little is lost, and messages stay small).
-2. One model per candidate strength on all texts, by `Descent`; curvature travels once, at the start.
-3. From there the models of the folds, four exchanges; then their losses on the texts left out.
-4. The simplest candidate within half a standard error of the best: scale and bias, weights from the
-   strongest penalty to the weakest. (The error is that of the difference to the best on the same texts.)
-   Its model is refined until it has converged, and folded back to the words.
+1. Counts, label means and the covariance within labels give discriminants (`discriminant`), one set for each
+   strength of shrinkage. Clients score their texts by them, each text without itself.
+2. One regression a candidate (`regression`: scale, biases, trust in the discriminants) on all texts, by
+   `Descent`; curvature travels once, at the start. Discriminants that are not trusted drop out.
+3. From there the models of the folds, a few exchanges; then their losses on the texts left out.
+4. The simplest candidate within half a standard error of the best: scale and bias, then discriminants from
+   the strongest shrinkage to the weakest. (The error is that of the difference to the best on the same
+   texts.) Its model is refined until it has converged, and written as weights of words.
 
 Nothing here knows how messages travel: `protocol` is a generator of messages that is sent the answers.
 """
@@ -23,20 +24,19 @@ import numpy as np
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.verbalizer import regression
 from fedbpt_api.verbalizer.descent import Descent
+from fedbpt_api.verbalizer.discriminant import Classes, square
 from fedbpt_api.verbalizer.messages import AskCross, AskMoments, AskSums, Begin, Cross, Message, Moments, Sums
 from fedbpt_api.verbalizer.problem import FitError
 from fedbpt_api.verbalizer.regression import Ints
 from fedbpt_api.verbalizer.verbalizer import MARGIN, Kind, Verbalizer
 
-PENALTIES: Final = (1.0, 0.3, 0.1, 0.03, 0.01)
-"""Strengths that are tried, the simplest model first; those below 5/n never win and are left out."""
+STRENGTHS: Final = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1)
+"""Strengths of shrinkage that are tried, the strongest first; those below T / (T + n) are left out: with few
+texts the covariance is mostly noise."""
 
-_COMPONENTS, _PARAMETERS = 30, 68  # most components and most parameters of a model: what 256 kB allow
+_LABELS = 34  # most labels whose means 256 kB allow
 _PATH, _FOLD, _REFINE = 9, 4, 12  # most exchanges: models on all texts, models of the folds, the end
 _ROUGH, _DONE = 1e-6, 1e-10  # largest gradient component after which descents end
-_OFFSET = 0.5  # added to each standard deviation
-_SCALE = 0.5  # over n: all but free, as prompts differ in how sure the model is with them
-_RANK = 1e-9  # axes with less than this share of the first one's variance are none
 
 Single = type[np.float32]
 Double = type[np.float64]
@@ -49,12 +49,11 @@ class Outcome:
 
     Attributes:
         verbalizer: The fitted verbalizer.
-        penalty: Strength of the weights' penalty; None where there are no weights.
+        shrinkage: Strength of the covariance's shrinkage; None where there are no weights.
         loss: Cross-validated loss of what was chosen, in nats a text; 0 without texts.
         losses: The same for every candidate, the simplest first.
         n: Training texts of all clients.
         held_out: Each client's texts and the sum of their cross-validated losses, in the order of answers.
-        components: Components of the weighted models.
         residual: Largest gradient component at the end; 0 for label words alone.
     """
 
@@ -63,8 +62,7 @@ class Outcome:
     losses: dict[str, float]
     n: int
     held_out: tuple[tuple[int, float], ...]
-    penalty: float | None = None
-    components: int = 0
+    shrinkage: float | None = None
     residual: float = 0.0
 
 
@@ -91,37 +89,48 @@ def protocol(
     if kind == "words":
         return (yield from _words_alone(plain))
     weighted = kind == "weighted"
-    more = weighted and _most_components(len(groups)) > 0 and len(words) > sum(map(len, groups))
+    more = weighted and len(groups) <= _LABELS and len(words) > sum(map(len, groups))
     width = len(words) if more else 0
-    answers = _typed(Moments, (yield AskMoments(folds, width > 0)))
-    problem = _problem(answers, width)
+    problem = _problem(_typed(Moments, (yield AskMoments(folds, width > 0))), width, weighted)
     if np.count_nonzero(problem.folds) < 2:
         return (yield from _words_alone(plain))
-    begin = Begin(problem.mean, problem.spread, problem.axes, problem.start(scaled=True))
-    first = _add(_typed(Sums, (yield begin)))
-    candidates = problem.candidates(scaled=weighted)
-    paths = [_path(problem, candidate, first) for candidate in candidates]
+    first = _add(_typed(Sums, (yield problem.begin())))
+    paths = [_path(problem, j, first) for j in range(len(problem.candidates))]
     yield from _descend(paths, [-1] * len(paths), np.float32, _PATH, _ROUGH)
+    # Scores that would have to be turned round tell only that label means are nearer than chance has them.
+    paths = [path for path in paths if path.candidate.strength is None or path.descent.point[-1] > 0]
     crosses, chosen = yield from _cross_validate(problem, paths)
     means = np.sum([a.sums for a in crosses], axis=0) / problem.n
-    losses = dict(zip(["words", *(c.name for c in candidates)], means.tolist(), strict=True))
+    names = ["words", *(path.candidate.name for path in paths)]
     held_out = tuple((a.n, float(a.sums[chosen])) for a in crosses)
-    outcome = Outcome(
-        plain, float(means[chosen]), losses, problem.n, held_out, components=problem.axes.shape[1]
+    final = yield from _refine(problem, paths[chosen - 1])
+    return Outcome(
+        verbalizer=_written(plain, problem, final),
+        loss=float(means[chosen]),
+        losses=dict(zip(names, means.tolist(), strict=True)),
+        n=problem.n,
+        held_out=held_out,
+        shrinkage=final.candidate.strength,
+        residual=final.descent.residual,
     )
-    candidate = candidates[chosen - 1]
-    final = yield from _refine(problem, candidate, paths[chosen - 1].point)
-    fitted = _fold_back(plain, problem, final.point)
-    return replace(outcome, verbalizer=fitted, penalty=candidate.strength, residual=final.residual)
 
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A model that is tried: without weights where `strength` is None, with scale 1 if not `scaled`."""
+    """A model that is tried: without discriminants where `strength` is None, with scale 1 if not `scaled`."""
 
     name: str
     strength: float | None = None
     scaled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A candidate's regression, on all texts or on those outside a fold; its design's number."""
+
+    candidate: _Candidate
+    design: int
+    descent: Descent
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +141,18 @@ class _Problem:
         labels: Texts of each label, shape [C].
         folds: Texts of each fold, shape [folds].
         logits: Label log-probabilities summed over texts, shape [C].
-        mean, spread: Standardisation, shape [T].
-        axes: Standardised words to components, shape [T, r].
+        means: Mean log-probabilities of each label's texts, as they travel, shape [C, T].
+        covariance: Within labels, upper triangle, as it travels, shape [T (T + 1) / 2].
+        candidates: What is tried, the simplest first; the place of each is its design's.
         margin: As the verbalizer's: None where no client has a bound.
     """
 
     labels: Ints
     folds: Ints
     logits: Floats
-    mean: Floats
-    spread: Floats
-    axes: Floats
+    means: Floats
+    covariance: Floats
+    candidates: tuple[_Candidate, ...]
     margin: float | None
 
     @property
@@ -150,64 +160,58 @@ class _Problem:
         return int(self.labels.sum())
 
     @property
-    def size(self) -> int:
-        """Parameters of a weighted model."""
-        return regression.size(len(self.labels), self.axes.shape[1])
+    def classes(self) -> Classes:
+        return Classes.of(self.labels, self.means, square(self.covariance))
 
-    def candidates(self, scaled: bool) -> list[_Candidate]:
-        """What is tried, the simplest first; only biases if not `scaled`."""
-        if not scaled:
-            return [_Candidate("bias", scaled=False)]
-        strengths = [s for s in PENALTIES if self.axes.shape[1] and s >= 5 / self.n]
-        weighted = [_Candidate(f"weighted {strength:g}", strength) for strength in strengths]
-        return [_Candidate("scale and bias"), *weighted]
+    def begin(self) -> Begin:
+        """What clients are told; without moments where there is nothing to weigh."""
+        strengths = [c.strength for c in self.candidates if c.strength is not None]
+        means, covariance = (self.means, self.covariance) if strengths else (self.means[:, :0], np.zeros(0))
+        single = (means.astype(np.float32), covariance.astype(np.float32))
+        return Begin(self.labels, *single, np.array(strengths, dtype=np.float64), self.start())
 
-    def start(self, scaled: bool) -> Floats:
+    def start(self) -> Floats:
         """A model [p] whose logits are on average the logarithms of the labels' shares.
 
         Its scale is 1, or 0 where it will be fitted: there, curvature is largest.
         """
+        scaled = self.candidates[0].scaled
         shares = (self.labels + 0.5) / (self.n + len(self.labels) / 2)
         goal = np.log(shares) - (0.0 if scaled else self.logits / self.n)
         biases = regression.contrasts(len(shares)).T @ goal
-        return regression.widen(np.concatenate([[float(not scaled)], biases]), len(shares), self.size)
+        return np.concatenate([[float(not scaled)], biases, [0.0]])
 
     def penalty(self, candidate: _Candidate) -> tuple[Floats, Floats]:
         """Of each of the candidate's parameters, and what it pulls to."""
-        c = len(self.labels)
-        size = c if candidate.strength is None else self.size
-        scale = _SCALE / self.n if candidate.scaled else np.inf
-        return regression.penalty(c, size, candidate.strength or 0.0, scale)
+        weighted = candidate.strength is not None
+        return regression.penalty(len(self.labels), self.n, scaled=candidate.scaled, weighted=weighted)
 
 
-def _problem(answers: list[Moments], width: int) -> _Problem:
-    """Standardisation and components from what the clients' texts add up to."""
+def _problem(answers: list[Moments], width: int, weighted: bool) -> _Problem:
+    """What the clients' texts add up to, and what is worth trying with it."""
     folds = np.array([a.folds for a in answers], dtype=np.intp).sum(axis=0)
-    labels = np.array([a.labels for a in answers], dtype=np.intp).sum(axis=0)
+    counts = np.array([a.labels for a in answers], dtype=np.intp)
     logits = np.array([a.logits for a in answers], dtype=np.float64).sum(axis=0)
-    sizes = [int(a.labels.sum()) for a in answers]
-    n, upper = max(1, sum(sizes)), np.triu_indices(width)
-    if any(a.mean.shape != (width,) or a.scatter.shape != (len(upper[0]),) for a in answers):
+    labels, upper = counts.sum(axis=0), np.triu_indices(width)
+    shapes = ((len(labels), width), (len(upper[0]),))
+    if any((a.means.shape, a.scatter.shape) != shapes for a in answers):
         raise FitError(f"a client sent moments of other than {width} words", "do all have one word list?")
-    mean = np.sum([a.mean * k / n for a, k in zip(answers, sizes, strict=True)], axis=0).reshape(width)
-    scatter = np.sum([a.scatter for a in answers], axis=0).reshape(len(upper[0]))
-    for answer, k in zip(answers, sizes, strict=True):
-        away = answer.mean - mean
-        scatter = scatter + k * away[upper[0]] * away[upper[1]]
-    covariance = _square(scatter / n)
-    spread = np.sqrt(np.maximum(np.diag(covariance), 0.0)) + _OFFSET
-    variances, axes = np.linalg.eigh(covariance / np.outer(spread, spread))
-    rank = int(np.count_nonzero(variances > _RANK * max(variances.max(initial=0.0), _RANK)))
-    kept = max(0, min(_most_components(len(labels)), rank, n - 1))
-    if not kept:
-        return _Problem(labels, folds, logits, np.zeros(0), np.zeros(0), np.zeros((0, 0)), None)
+    shares = counts / np.maximum(labels, 1)
+    means = np.sum([a.means * share[:, None] for a, share in zip(answers, shares, strict=True)], axis=0)
+    scatter = np.sum([a.scatter for a in answers], axis=0)
+    for answer, own in zip(answers, counts, strict=True):
+        away = (answer.means - means) * np.sqrt(own)[:, None]
+        scatter = scatter + (away.T @ away)[upper]
+    # Rounded as they travel, so that server and clients have the same discriminants.
+    means, covariance = (
+        x.astype(np.float32).astype(np.float64) for x in (means, scatter / max(1, labels.sum()))
+    )
+    candidates = [_Candidate("scale and bias" if weighted else "bias", scaled=weighted)]
+    if width and not Classes.of(labels, means, square(covariance)).flat:
+        least = width / (width + labels.sum())
+        candidates += [_Candidate(f"weighted {s:g}", s) for s in STRENGTHS if s >= min(least, STRENGTHS[0])]
     margin = MARGIN if any(a.bounded for a in answers) else None
-    return _Problem(labels, folds, logits, mean, spread, axes[:, ::-1][:, :kept], margin)
-
-
-def _most_components(labels: int) -> int:
-    """So many that a model has at most 68 parameters; none with more than 34 labels."""
-    return max(0, min(_COMPONENTS, (_PARAMETERS - 1) // (labels - 1) - 1))
+    return _Problem(labels, folds, logits, means, covariance, tuple(candidates), margin)
 
 
 def _words_alone(plain: Verbalizer) -> Talk:
@@ -220,28 +224,29 @@ def _words_alone(plain: Verbalizer) -> Talk:
     return Outcome(plain, loss, {"words": loss}, n, held_out)
 
 
-def _path(problem: _Problem, candidate: _Candidate, first: Sums) -> Descent:
-    """A candidate's model on all texts at its start; `first` are the sums at the start with scale 0."""
-    penalty = problem.penalty(candidate)
-    c, p = len(problem.labels), problem.size
-    rows = regression.bias_columns(c, p) if candidate.strength is None else np.arange(p)
-    second = _square(first.curvature)[np.ix_(rows, rows)]
-    path = Descent.from_curvature(problem.start(candidate.scaled)[rows], second, penalty, problem.n)
-    if candidate.scaled:
-        path.observe(float(first.losses[0]), first.gradients[rows])
-    return path
+def _path(problem: _Problem, place: int, first: Sums) -> _Model:
+    """A candidate's model on all texts at its start, of which `first` has the sums."""
+    candidate = problem.candidates[place]
+    start, second = problem.start(), square(first.curvature[place])
+    path = Descent.from_curvature(start, second, problem.penalty(candidate), problem.n)
+    path.observe(float(first.losses[place]), first.gradients[place])
+    return _Model(candidate, place, path)
 
 
 def _cross_validate(
-    problem: _Problem, paths: list[Descent]
+    problem: _Problem, paths: list[_Model]
 ) -> Generator[Message, list[Message], tuple[list[Cross], int]]:
     """Clients' sums of losses of the candidates (label words, then `paths`), and which one is taken."""
     used = [int(k) for k in np.flatnonzero(problem.folds)]
     folds = used * len(paths)
-    models = [path.fold(problem.n - int(problem.folds[k])) for path in paths for k in used]
+    models = [
+        replace(path, descent=path.descent.fold(problem.n - int(problem.folds[k])))
+        for path in paths
+        for k in used
+    ]
     yield from _descend(models, folds, np.float32, _FOLD, 0.0)
     candidates = np.repeat(np.arange(1, len(paths) + 1), len(used))
-    ask = AskCross(candidates, np.array(folds), *_pack(models, np.float32))
+    ask = AskCross(candidates, _designs(models), np.array(folds), _trials(models, np.float32))
     answers = _typed(Cross, (yield ask))
     n = problem.n
     means = np.sum([a.sums for a in answers], axis=0) / n
@@ -253,59 +258,62 @@ def _cross_validate(
     return answers, max(int(close[0]), 1)  # never the label words alone: biases cost nothing
 
 
-def _refine(
-    problem: _Problem, candidate: _Candidate, point: Floats
-) -> Generator[Message, list[Message], Descent]:
+def _refine(problem: _Problem, path: _Model) -> Generator[Message, list[Message], _Model]:
     """The chosen model from a point near its optimum to the optimum itself."""
-    penalty = problem.penalty(candidate)
-    start = Descent(point, np.zeros((0, 0)), penalty, problem.n)
-    sizes, thetas = _pack([start], np.float64)
-    sums = _add(_typed(Sums, (yield AskSums(np.array([-1]), sizes, thetas, curvature=True))))
-    final = Descent.from_curvature(point, _square(sums.curvature), penalty, problem.n)
-    final.observe(float(sums.losses[0]), sums.gradients)
-    yield from _descend([final], [-1], np.float64, _REFINE, _DONE)
-    return final
+    penalty, point = problem.penalty(path.candidate), path.descent.point
+    ask = AskSums(np.array([path.design]), np.array([-1]), point[None].astype(np.float64), curvature=True)
+    sums = _add(_typed(Sums, (yield ask)))
+    final = Descent.from_curvature(point, square(sums.curvature[0]), penalty, problem.n)
+    final.observe(float(sums.losses[0]), sums.gradients[0])
+    model = replace(path, descent=final)
+    yield from _descend([model], [-1], np.float64, _REFINE, _DONE)
+    return model
 
 
 def _descend(
-    models: list[Descent], folds: list[int], dtype: Single | Double, exchanges: int, enough: float
+    models: list[_Model], folds: list[int], dtype: Single | Double, exchanges: int, enough: float
 ) -> Part:
     """Let `models` descend, each on all texts but those of its fold (-1: none is left out)."""
     for _ in range(exchanges):
-        going = [j for j, model in enumerate(models) if model.residual > enough]
+        going = [j for j, model in enumerate(models) if model.descent.residual > enough]
         if not going:
             return
-        sizes, thetas = _pack([models[j] for j in going], dtype)
-        ask = AskSums(np.array([folds[j] for j in going]), sizes, thetas, curvature=False)
+        some = [models[j] for j in going]
+        thetas = _trials(some, dtype)
+        ask = AskSums(_designs(some), np.array([folds[j] for j in going]), thetas, curvature=False)
         sums = _add(_typed(Sums, (yield ask)))
-        if sums.gradients.shape != thetas.shape or sums.losses.shape != sizes.shape:
+        if sums.gradients.shape != thetas.shape or sums.losses.shape != (len(some),):
             raise FitError("a client sent other sums than it was asked for")
-        gradients = np.split(sums.gradients, np.cumsum(sizes)[:-1])
-        for j, loss, gradient in zip(going, sums.losses, gradients, strict=True):
-            models[j].observe(float(loss), gradient)
+        for model, loss, gradient in zip(some, sums.losses, sums.gradients, strict=True):
+            model.descent.observe(float(loss), gradient)
 
 
-def _pack(models: list[Descent], dtype: Single | Double) -> tuple[Ints, Floats]:
-    """Sizes and trial points of models, as they travel."""
-    points = [model.travel(dtype) for model in models]
-    thetas: Floats = np.concatenate(points).astype(dtype)
-    return np.array([len(point) for point in points]), thetas
+def _designs(models: list[_Model]) -> Ints:
+    return np.array([model.design for model in models])
 
 
-def _fold_back(plain: Verbalizer, problem: _Problem, theta: Floats) -> Verbalizer:
-    """The model in terms of words instead of components."""
-    c = len(problem.labels)
-    slopes = regression.contrasts(c) @ theta[1:].reshape(c - 1, -1)
-    if len(theta) == c:
-        return Verbalizer.from_bias(plain.words, plain.groups, theta[0], slopes[:, 0])
+def _trials(models: list[_Model], dtype: Single | Double) -> Floats:
+    """Trial points of models, as they travel, shape [M, p]."""
+    points: Floats = np.array([model.descent.travel(dtype) for model in models]).astype(dtype)
+    return points
+
+
+def _written(plain: Verbalizer, problem: _Problem, model: _Model) -> Verbalizer:
+    """The model in terms of words."""
+    theta = model.descent.point
+    bias = regression.contrasts(len(problem.labels)) @ theta[1:-1]
+    strength = model.candidate.strength
+    if strength is None:
+        return Verbalizer.from_bias(plain.words, plain.groups, theta[0], bias)
+    classes = problem.classes
     return Verbalizer(
         words=plain.words,
         groups=plain.groups,
         scale=float(theta[0]),
-        bias=slopes[:, 0],
-        weights=slopes[:, 1:] @ problem.axes.T,
-        mean=problem.mean,
-        spread=problem.spread,
+        bias=bias,
+        weights=theta[-1] * classes.directions(strength),
+        mean=classes.mean,
+        spread=np.ones_like(classes.mean),
         kind="weighted",
         margin=problem.margin,
     )
@@ -328,11 +336,3 @@ def _add(answers: list[Sums]) -> Sums:
         return reduce(np.add, (getattr(a, name).astype(np.float64) for a in answers))
 
     return Sums(total("losses"), total("gradients"), total("curvature"))
-
-
-def _square(upper: Floats) -> Floats:
-    """A symmetric matrix from its upper triangle, row by row."""
-    width = int(np.sqrt(2 * len(upper) + 0.25) - 0.5)
-    full = np.zeros((width, width))
-    full[np.triu_indices(width)] = upper
-    return full + np.triu(full, 1).T

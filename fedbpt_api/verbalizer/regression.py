@@ -1,13 +1,12 @@
 """The multinomial regression behind a verbalizer: parameters, loss, gradient and curvature.
 
-    logits_i = s * L_i + Q . U . (1, z_i)
+    logits_i = s L_i + Q b + a D_i
 
-L_i [C] are a text's label log-probabilities, z_i [r] its components, and Q [C, C - 1] an orthonormal basis
-of the vectors that sum to zero: adding one number to all logits changes nothing, so the penalised optimum
-of C biases and C weights a component lies there. Parameters of a model: theta = (s, U row by row), p in
-number; U[:, 0] are the biases. A model without components has C parameters, the same ones.
+L_i [C] are a text's label log-probabilities, D_i [C] its discriminant scores, and Q [C, C - 1] an orthonormal
+basis of the vectors that sum to zero: adding one number to all logits changes nothing, so the penalised
+optimum of C biases lies there. Parameters of a model: theta = (s, b, a), p = C + 1 in number.
 
-The penalty on the mean loss is strength/2 * |weights|^2 + 0.003/2 * |biases|^2 + scale/2 * (s - 1)^2.
+The penalty on the mean loss of n texts is 0.25/n (s - 1)^2 + 0.0015 |b|^2 + 1/n a^2.
 """
 
 from __future__ import annotations
@@ -22,12 +21,13 @@ from fedbpt_api.verbalizer.verbalizer import log_sum
 WEAK = 0.003
 """Strength of the penalty that ties the biases to 0."""
 
+SCALE = 0.5
+"""Over n: that of s, all but free, as prompts differ in how sure the model is with them."""
+
+TRUST = 2.0
+"""Over n: that of a, so that a few texts that all come out right do not make it grow without end."""
+
 Ints = npt.NDArray[np.intp]
-
-
-def size(labels: int, components: int) -> int:
-    """Number of parameters p."""
-    return 1 + (labels - 1) * (1 + components)
 
 
 def contrasts(labels: int) -> Floats:
@@ -35,41 +35,31 @@ def contrasts(labels: int) -> Floats:
     return np.array(linalg.helmert(labels), dtype=np.float64).T
 
 
-def design(label_rows: Floats, components: Floats) -> Floats:
-    """Derivatives of the logits by the parameters, shape [n, C, p]; the logits are design @ theta."""
+def design(label_rows: Floats, scores: Floats) -> Floats:
+    """Derivatives of the logits by the parameters, shape [n, C, p]; the logits are design @ theta.
+
+    Args:
+        label_rows: L, shape [n, C].
+        scores: D, shape [n, C].
+    """
     n, c = label_rows.shape
-    ones = np.concatenate([np.ones((n, 1)), components], axis=1)
-    slopes = contrasts(c)[None, :, :, None] * ones[:, None, None, :]
-    return np.concatenate([label_rows[:, :, None], slopes.reshape(n, c, (c - 1) * ones.shape[1])], axis=2)
+    biases = np.broadcast_to(contrasts(c), (n, c, c - 1))
+    return np.concatenate([label_rows[:, :, None], biases, scores[:, :, None]], axis=2)
 
 
-def bias_columns(labels: int, parameters: int) -> Ints:
-    """Which of p parameters are the scale and the biases, shape [C]."""
-    return np.concatenate([[0], np.arange(1, parameters, (parameters - 1) // (labels - 1))]).astype(np.intp)
-
-
-def widen(theta: Floats, labels: int, parameters: int) -> Floats:
-    """A model without components as one of p parameters; others are returned as they are."""
-    if len(theta) == parameters:
-        return theta
-    wide = np.zeros(parameters)
-    wide[bias_columns(labels, parameters)] = theta
-    return wide
-
-
-def penalty(labels: int, parameters: int, strength: float, scale: float) -> tuple[Floats, Floats]:
+def penalty(labels: int, n: int, *, scaled: bool, weighted: bool) -> tuple[Floats, Floats]:
     """Penalty of each parameter and the value it pulls to, both of shape [p].
 
     Args:
         labels: C.
-        parameters: p.
-        strength: Of the weights' penalty.
-        scale: Of the scale's penalty; infinite where the scale is not fitted and stays 1.
+        n: Texts of all clients.
+        scaled: Whether s is fitted; its penalty is infinite, and it stays 1, where it is not.
+        weighted: The same of a, which stays 0.
     """
-    weight = np.full(parameters, strength)
-    weight[bias_columns(labels, parameters)] = WEAK
-    weight[0] = scale
-    prior = np.zeros(parameters)
+    weight = np.full(labels + 1, WEAK)
+    weight[0] = SCALE / n if scaled else np.inf
+    weight[-1] = TRUST / n if weighted else np.inf
+    prior = np.zeros(labels + 1)
     prior[0] = 1.0
     return weight, prior
 

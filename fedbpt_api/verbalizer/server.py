@@ -37,13 +37,12 @@ class FitReport:
 
     Attributes:
         kind: What was chosen.
-        penalty: Strength of the weights' penalty; None where there are no weights.
+        shrinkage: Strength of the covariance's shrinkage; None where there are no weights.
         loss: Cross-validated loss of what was chosen, in nats a text; 0 without texts.
         losses: The same for each candidate, the simplest first: "words", then "bias", or "scale and bias",
-            "weighted 1", ...
+            "weighted 0.9", ...
         n: Training texts of all clients.
         held_out: Each client's texts and the sum of their cross-validated losses, by name.
-        components: Components of the weighted models.
         residual: Largest gradient component at the end.
         exchanges: Messages sent to each client.
         bytes_up: Bytes from each client, by name.
@@ -51,12 +50,11 @@ class FitReport:
     """
 
     kind: Kind
-    penalty: float | None
+    shrinkage: float | None
     loss: float
     losses: dict[str, float]
     n: int
     held_out: dict[str, tuple[int, float]]
-    components: int
     residual: float
     exchanges: int
     bytes_up: dict[str, int]
@@ -149,12 +147,11 @@ def _report(
     """What `protocol` returned, with what the transport counted."""
     report = FitReport(
         kind=outcome.verbalizer.kind,
-        penalty=outcome.penalty,
+        shrinkage=outcome.shrinkage,
         loss=outcome.loss,
         losses=outcome.losses,
         n=outcome.n,
         held_out=dict(zip(sorted(up), outcome.held_out, strict=True)),
-        components=outcome.components,
         residual=outcome.residual,
         exchanges=exchanges,
         bytes_up=up,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedbpt_api.prompts.tuned import JOINED, TunedPrompt
+from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.classify import Classifier
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.replay import replay
@@ -20,6 +20,7 @@ from toy import IDS, LABEL_WORDS, TEMPLATE, ToyBackend, Toys, make_task
 from toy_clients import make_client
 from toy_runs import fedbpt, run_toy, scored
 
+TOGETHER = "--- and ---"
 CHANGES: dict[str, object] = {"search.choice": "committee", "search.ensemble": 3, "search.rounds": 4}
 
 
@@ -68,7 +69,7 @@ async def test_one_prompt_is_chosen_by_agreement_too(rough: Toys) -> None:
     events: list[Event] = []
     result = await run_toy(make_task(), {**CHANGES, "search.ensemble": 1}, events=events)
     judged = [e for e in events if isinstance(e, Assessed)]
-    assert JOINED not in result.prompt
+    assert TOGETHER not in result.prompt
     assert result.prompt in {e.prompt for e in judged}
 
 
@@ -80,7 +81,7 @@ async def _run(folder: Path) -> tuple[TunedPrompt, list[Assessed], int]:
         result = await run_toy(make_task(seed=seed), {**CHANGES, "seed": seed}, place, events)
         prompt = TunedPrompt.load(place)
         if prompt.joined:
-            assert JOINED in result.prompt
+            assert TOGETHER in result.prompt
             return prompt, [e for e in events if isinstance(e, Assessed)], seed
     raise AssertionError("no seed gave an ensemble")
 

@@ -11,12 +11,12 @@ from fedbpt_api.verbalizer import regression
 from fedbpt_api.verbalizer.descent import Descent
 
 RNG = np.random.default_rng(5)
-N, C, R = 20, 4, 3
+N, C = 20, 4
 LABEL_ROWS = np.log(RNG.dirichlet(np.ones(C), N))
-COMPONENTS = RNG.normal(size=(N, R))
+SCORES = RNG.normal(size=(N, C))
 LABELS = RNG.integers(C, size=N).astype(np.intp)
-ROWS = regression.design(LABEL_ROWS, COMPONENTS)
-THETAS = RNG.normal(size=(2, regression.size(C, R)))
+ROWS = regression.design(LABEL_ROWS, SCORES)
+THETAS = RNG.normal(size=(2, C + 1))
 MEMBER = RNG.random((2, N)) < 0.7
 
 
@@ -27,8 +27,8 @@ def test_contrasts_are_orthonormal_and_sum_to_zero() -> None:
 
 
 def test_the_loss_is_that_of_the_formula() -> None:
-    slopes = regression.contrasts(C) @ THETAS[1, 1:].reshape(C - 1, 1 + R)
-    logits = THETAS[1, 0] * LABEL_ROWS + slopes[:, 0] + COMPONENTS @ slopes[:, 1:].T
+    biases = regression.contrasts(C) @ THETAS[1, 1:-1]
+    logits = THETAS[1, 0] * LABEL_ROWS + biases + THETAS[1, -1] * SCORES
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = -np.log(shares[np.arange(N), LABELS])
     assert regression.text_losses(ROWS, LABELS, THETAS)[1] == pytest.approx(expected, rel=1e-12)
@@ -50,18 +50,16 @@ def test_derivatives_are_those_of_differences() -> None:
     assert second == pytest.approx(optimize.approx_fprime(THETAS[0], slope, 1e-7), abs=1e-5)
 
 
-def test_a_model_without_components_is_the_one_whose_weights_are_zero() -> None:
-    p = regression.size(C, R)
-    small = np.array([2.0, 0.1, 0.2, 0.3])
-    wide = regression.widen(small, C, p)
-    assert wide[regression.bias_columns(C, p)].tolist() == small.tolist()
-    assert np.count_nonzero(wide) == C
-    logits = regression.design(LABEL_ROWS, np.zeros((N, 0))) @ small
-    assert ROWS @ wide == pytest.approx(logits, abs=1e-14)
+def test_what_is_not_fitted_stays_where_it_is() -> None:
+    weight, prior = regression.penalty(C, N, scaled=False, weighted=False)
+    assert (weight[[0, -1]] == np.inf).all() and np.isfinite(weight[1:-1]).all()
+    assert prior.tolist() == [1, 0, 0, 0, 0]
+    weight, _ = regression.penalty(C, N, scaled=True, weighted=True)
+    assert weight == pytest.approx([0.5 / N, 0.003, 0.003, 0.003, 2 / N])
 
 
 def test_a_descent_finds_the_optimum_that_scipy_finds() -> None:
-    penalty = regression.penalty(C, THETAS.shape[1], 0.1, 0.02)
+    penalty = regression.penalty(C, N, scaled=True, weighted=True)
     every = np.ones((1, N), dtype=np.bool_)
 
     def mean(theta: Floats) -> tuple[float, Floats]:
