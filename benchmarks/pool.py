@@ -146,10 +146,10 @@ class Pool:
     words: list[int]
     groups: list[list[int]]
 
-    def logits(self, members: Sequence[int], split: int) -> Floats:
-        """Logits of all texts, with a bias fitted on a split's, shape [N, C]."""
-        rows, own = self.logprobs[list(members)].mean(axis=0), self.parts == split
-        verbalizer, _ = fit(rows[own], self.labels[own], self.words, self.groups, kind="bias")
+    def logits(self, member: int, split: int) -> Floats:
+        """Logits [N, C] of all texts, fitted as a run does while it judges: on a split's training texts."""
+        rows, own = self.logprobs[member], (self.parts == split) & self.trained
+        verbalizer, _ = fit(rows[own], self.labels[own], self.words, self.groups)
         return verbalizer.logits(rows)
 
     def reading(self, members: Sequence[int], split: int, kind: Kind) -> tuple[float, float]:
@@ -216,15 +216,15 @@ def _greedy(pool: Pool, ones: list[int], split: int, size: int, rng: np.random.G
 
 
 def _nearest(
-    trust: float,
+    trust: float, held_out: bool = True
 ) -> Callable[[Pool, list[int], int, int, np.random.Generator], list[list[int]]]:
-    """Forward selection by the distance from committee and labels."""
+    """Forward selection by the distance from committee and labels, on texts that no reading was fitted on."""
 
     def choose(
         pool: Pool, ones: list[int], split: int, size: int, rng: np.random.Generator
     ) -> list[list[int]]:
-        own = pool.parts == split
-        rows = np.array([pool.logits([p], split)[own] for p in ones])
+        own = (pool.parts == split) & ~(pool.trained & held_out)
+        rows = np.array([pool.logits(p, split)[own] for p in ones])
         places: list[int] = []
         while len(places) < size:
             rest = [p for p in range(len(ones)) if p not in places]
@@ -259,6 +259,8 @@ RULES: dict[str, Callable[[Pool, list[int], int, int, np.random.Generator], list
     "held-out loss": _greedy,
     "committee": _nearest(0.0),
     "committee and labels": _nearest(TRUST),
+    "the same, labels weighing half as much": _nearest(TRUST / 2),
+    "the same on training texts too": _nearest(TRUST, held_out=False),
     "labels": _nearest(1.0),
     "best losses": _best,
     "committee and labels of the promising": _promising,

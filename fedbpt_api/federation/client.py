@@ -69,7 +69,7 @@ class Client:
         self._seed = seed
         self._train = train
         self._dev = dev
-        self._read: dict[Asked, tuple[Verbalizer, Floats]] = {}  # logits of all texts
+        self._read: dict[Asked, tuple[Verbalizer, Floats]] = {}  # logits of held-out texts
 
     @property
     def n_train(self) -> int:
@@ -211,16 +211,17 @@ class Client:
             trust: Weight of the labels in the target.
 
         Returns:
-            For each set its distance summed over training and development texts, in nats; see
-            `verbalizer.committee`.
+            For each set its distance summed over development texts (training texts where there are none),
+            in nats; see `verbalizer.committee`.
         """
-        texts = self._train.texts + self._dev.texts
-        labels = np.concatenate([self._train.labels, self._dev.labels])
+        held_out = self._dev if len(self._dev) else self._train
         for prompt, verbalizer in judged:
             if self._read.get(prompt, (None,))[0] != verbalizer:
-                logits = verbalizer.logits(*await self.scorer.scores(prompt, texts))
+                logits = verbalizer.logits(*await self.scorer.scores(prompt, held_out.texts))
                 self._read[prompt] = (verbalizer, logits)
-        return distances(np.array([self._read[prompt][1] for prompt, _ in judged]), labels, sets, trust)
+        return distances(
+            np.array([self._read[prompt][1] for prompt, _ in judged]), held_out.labels, sets, trust
+        )
 
     async def search(
         self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference

@@ -3,9 +3,10 @@
 Prompts that look best on a few dozen texts are hardly better than others (benchmarks/pool.py), but their
 errors differ. What all of them say together is better than nearly any of them, and needs no label to be
 known. So the result is the few prompts whose mean comes nearest to that committee of all and to the labels
-(`verbalizer.committee`), over the training and development texts of all clients. The set is grown one prompt
-at a time (forward selection, Caruana et al. 2004, "Ensemble selection from libraries of models"). Clients
-send a sum a candidate; texts, labels and readings stay with them.
+(`verbalizer.committee`), over the development texts of all clients: texts that a reading was fitted on would
+only repeat their labels. The set is grown one prompt at a time (forward selection, Caruana et al. 2004,
+"Ensemble selection from libraries of models"). Clients send a sum a candidate; texts, labels and readings
+stay with them.
 
 All scores are paid for; while the answers are used, each text is asked once a member. A prompt of the user's
 own that is better on held-out texts by a standard error wins all the same.
@@ -24,7 +25,7 @@ from fedbpt_api.scoring.backend import Floats
 
 ORIGIN = "ensemble"
 _CLEARLY = 1.0  # standard errors by which a prompt of the user's must be better
-TRUST: Final = 0.25
+TRUST: Final = 0.5
 """Weight of the labels in the target; the rest is the committee's."""
 
 

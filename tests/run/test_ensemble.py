@@ -50,7 +50,7 @@ async def test_agreement_is_the_cross_entropy_with_committee_and_labels(rough: T
     prompts = [await toy.tokenize(text) for text in ("Is it good?\n", "Say the mood.\n", "")]
     readers = [Verbalizer.from_bias(words, ((0,), (1,)), 1.0, rng.normal(size=2)) for _ in prompts]
     found = await client.agreement(list(zip(prompts, readers, strict=True)), [(0,), (1, 2)], 0.25)
-    texts, labels = client._train.texts + client._dev.texts, [*client._train.labels, *client._dev.labels]
+    texts, labels = client._dev.texts, client._dev.labels
     said = []  # by hand: softmax of (label log-probabilities + bias), prompt by prompt
     for prompt, reader in zip(prompts, readers, strict=True):
         logits = await client.scorer.score(prompt, texts) + reader.bias
