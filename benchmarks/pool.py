@@ -16,7 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,12 +145,15 @@ class Pool:
     sizes: npt.NDArray[np.int_]
     words: list[int]
     groups: list[list[int]]
+    known: dict[tuple[int, int], Floats] = field(default_factory=dict)
 
     def logits(self, member: int, split: int) -> Floats:
         """Logits [N, C] of all texts, fitted as a run does while it judges: on a split's training texts."""
-        rows, own = self.logprobs[member], (self.parts == split) & self.trained
-        verbalizer, _ = fit(rows[own], self.labels[own], self.words, self.groups)
-        return verbalizer.logits(rows)
+        if (member, split) not in self.known:
+            rows, own = self.logprobs[member], (self.parts == split) & self.trained
+            verbalizer, _ = fit(rows[own], self.labels[own], self.words, self.groups)
+            self.known[member, split] = verbalizer.logits(rows)
+        return self.known[member, split]
 
     def reading(self, members: Sequence[int], split: int, kind: Kind) -> tuple[float, float]:
         """Cross-validated loss on a split's texts, and accuracy on the development rows."""
