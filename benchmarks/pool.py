@@ -35,6 +35,7 @@ from fedbpt_api.run.parties import open_parties
 from fedbpt_api.run.words import choose_words
 from fedbpt_api.scoring.backend import Backend, Floats
 from fedbpt_api.scoring.budget import Budget
+from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import Example
 from fedbpt_api.verbalizer import Kind, fit
@@ -124,7 +125,7 @@ async def _texts(suite: Suite, dataset: str, parties: Any, rows: int) -> tuple[A
         parts += [(split, part, list(read_examples(folder / f"{part}.jsonl"))) for part in ("train", "dev")]
     dev = list(read_examples(suite.path(files.test).with_name("dev.jsonl")))
     parts.append((0, "dev", balanced(dev, parties.task.label_words.labels, rows)))
-    encoder = next(iter(parties.encoders.values()))
+    encoder = Encoder(parties.backend, parties.task.template, parties.task.label_words)
     encoded = [await encoder.labelled(some, "dev") for _, _, some in parts]
     return (
         [text for part in encoded for text in part.texts],

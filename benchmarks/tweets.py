@@ -20,9 +20,10 @@ from typing import Annotated
 import typer
 
 from fedbpt_api import RunResult, Settings, load_settings, load_task, tune_sync
+from fedbpt_api.federation.tally import PairedCounts
 from fedbpt_api.run.folder import read_result
 from fedbpt_api.run.result import ALL_CLIENTS
-from fedbpt_api.run.stats import PairedCounts, mcnemar_p, paired_interval
+from fedbpt_api.run.stats import mcnemar_p, paired_interval
 
 HERE = Path(__file__).parent
 DEMO = HERE.parent / "examples" / "tweets"

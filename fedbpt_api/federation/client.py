@@ -7,7 +7,8 @@ wrote without seeing a text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,11 +17,12 @@ import numpy as np
 from fedbpt_api.errors import BackendError, QuotaError
 from fedbpt_api.federation.local_search import LocalSearch, Plan, Reference, Searched
 from fedbpt_api.federation.messages import Broadcast
-from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
+from fedbpt_api.federation.tally import Contestant, Ints, Tally
+from fedbpt_api.prompts.space import Asked, Ids, PromptSpace, members_of
 from fedbpt_api.prompts.written import CHOICES, SHORTEST, Job, Line, write_line
-from fedbpt_api.scoring.backend import Floats
-from fedbpt_api.scoring.budget import BudgetSpent
-from fedbpt_api.scoring.encode import EncodedSet, EncodedText, longest
+from fedbpt_api.scoring.backend import Bools, Floats
+from fedbpt_api.scoring.budget import Budget, BudgetSpent
+from fedbpt_api.scoring.encode import EMPTY, EncodedSet, EncodedText, longest
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.verbalizer import ClientFit, Verbalizer, word_sums
 from fedbpt_api.verbalizer.committee import distances
@@ -58,10 +60,18 @@ class Client:
         scorer: Its scorer, with its own budget.
         train: Training texts.
         dev: Development texts; may be empty.
+        test: Test texts; may be empty.
     """
 
     def __init__(
-        self, name: str, key: int, seed: int, scorer: Scorer, train: EncodedSet, dev: EncodedSet
+        self,
+        name: str,
+        key: int,
+        seed: int,
+        scorer: Scorer,
+        train: EncodedSet,
+        dev: EncodedSet,
+        test: EncodedSet = EMPTY,
     ) -> None:
         self.name = name
         self.scorer = scorer
@@ -69,6 +79,9 @@ class Client:
         self._seed = seed
         self._train = train
         self._dev = dev
+        self._test = test
+        self.tested: Budget | None = None
+        """What the test took; None before it."""
         self._read: dict[Asked, tuple[Verbalizer, Floats]] = {}  # logits of held-out texts
 
     @property
@@ -78,6 +91,10 @@ class Client:
     @property
     def n_dev(self) -> int:
         return len(self._dev)
+
+    @property
+    def n_test(self) -> int:
+        return len(self._test)
 
     def search_cost(self, plan: Plan) -> int:
         """Scored examples that a local search takes at most: candidates, the mean, and the reference."""
@@ -124,8 +141,7 @@ class Client:
 
     def moved(self) -> Client:
         """The same client with the prompt's place right behind its texts."""
-        train, dev = self._train.moved(), self._dev.moved()
-        return Client(self.name, self._key, self._seed, self.scorer, train, dev)
+        return self._with(self._train.moved(), self._dev.moved(), self._test.moved())
 
     def withheld(self) -> tuple[Client, range]:
         """The same client where training texts are shown to others: it judges by texts that are not.
@@ -136,7 +152,10 @@ class Client:
         """
         shown = range(0, self.n_train, 1 if self.n_dev else 2)
         judged = self._dev if self.n_dev else self._train.taken(range(1, self.n_train, 2))
-        return Client(self.name, self._key, self._seed, self.scorer, judged, self._train.taken(())), shown
+        return self._with(judged, EMPTY, self._test), shown
+
+    def _with(self, train: EncodedSet, dev: EncodedSet, test: EncodedSet) -> Client:
+        return Client(self.name, self._key, self._seed, self.scorer, train, dev, test)
 
     async def word_sums(self, prompt: Ids) -> tuple[tuple[int, float], ...]:
         """At most 500 (token, sum of squared deviations) pairs over the training texts."""
@@ -199,6 +218,44 @@ class Client:
         losses = verbalizer.losses(logprobs, texts.labels, exact)
         right = verbalizer.logits(logprobs, exact).argmax(axis=1) == texts.labels
         return Sums(len(texts), float(losses.sum()), int(right.sum()))
+
+    async def test(
+        self,
+        contestants: Sequence[Contestant],
+        common: int,
+        progress: Callable[[int], None] = lambda answers: None,
+        timeout: float | None = None,
+    ) -> Tally:
+        """Read the test texts, once, by every contestant; the cost is counted in `tested`.
+
+        Args:
+            contestants: Prompts and how they are read.
+            common: The label of the row "majority".
+            progress: Told of answers as they come.
+            timeout: Seconds that a prompt may take.
+
+        Raises:
+            TimeoutError: A prompt took longer.
+            BudgetSpent, Stopped, FedbptError: As from `Scorer.scores`.
+        """
+        self.tested = self.tested or Budget(price=self.scorer.budget.price)
+        scorer = self.scorer.beside(self.tested)
+        predictions: dict[str, Ints] = {}
+        seen: set[Asked] = set()
+        rows: dict[Asked, tuple[Floats, Bools]] = {}
+        try:
+            for prompt in dict.fromkeys(c.prompt for c in contestants):
+                async with asyncio.timeout(timeout):
+                    rows[prompt] = await scorer.scores(prompt, self._test.texts)
+                new = set(members_of(prompt)) - seen
+                seen |= new
+                progress(len(self._test) * len(new))
+        finally:
+            await scorer.aclose()
+        for c in contestants:
+            predictions[c.method] = c.verbalizer.logits(*rows[c.prompt]).argmax(axis=1)
+        predictions["majority"] = np.full(len(self._test), common)
+        return Tally.of(self._test.labels, predictions, len(contestants[0].verbalizer.groups))
 
     async def agreement(
         self, judged: Sequence[tuple[Asked, Verbalizer]], sets: Sequence[Sequence[int]], trust: float

@@ -11,12 +11,12 @@ from typing import TypeVar
 from fedbpt_api.errors import FedbptError
 from fedbpt_api.federation.client import Client, Sums
 from fedbpt_api.federation.runtime import Answers, ask_all, need_quorum
+from fedbpt_api.federation.tally import Contestant
 from fedbpt_api.prompts.space import Asked, Ensemble, Ids, members_of
 from fedbpt_api.prompts.tuned import TunedPrompt, shown_together
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.parties import Parties
-from fedbpt_api.run.testing import Contestant
 from fedbpt_api.scoring.backend import Floats, Soft
 from fedbpt_api.verbalizer import ClientFit, FitReport, Kind, Verbalizer, fit_over_clients
 

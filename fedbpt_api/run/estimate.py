@@ -109,7 +109,8 @@ class _Ledger(Rehearsal):
     def tests(self) -> tuple[Figures, ...]:
         """What the final test took."""
         assert self.parties is not None
-        found = [_figures(name, budget, 0, 0) for name, budget in self.parties.tests.items()]
+        tested = [(client.name, client.tested) for client in self.parties.clients]
+        found = [_figures(name, budget, 0, 0) for name, budget in tested if budget is not None]
         return (*found, replace(_sum(found), seconds=self.clock.now - self.searched)) if found else ()
 
 

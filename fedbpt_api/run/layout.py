@@ -18,7 +18,7 @@ from fedbpt_api.federation.runtime import ask_all
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.scoring.budget import BudgetSpent
-from fedbpt_api.scoring.encode import Encoder, Ids
+from fedbpt_api.scoring.encode import Ids
 from fedbpt_api.task import Template
 from fedbpt_api.verbalizer import fit_over_clients
 
@@ -93,6 +93,3 @@ def _rearrange(parties: Parties, clients: list[Client], start: Ids, template: Te
     parties.clients[:] = clients
     parties.start_ids = start
     parties.task = replace(parties.task, template=template)
-    for client in clients:
-        backend, words = client.scorer.backend, parties.task.label_words
-        parties.encoders[client.name] = Encoder(backend, template, words)

@@ -43,12 +43,10 @@ class Parties:
     budget: Budget
     clients: list[Client]
     backends: list[Backend]
-    encoders: dict[str, Encoder]
     stopping: Callable[[], bool]
     warnings: list[str]
     start_ids: Ids = ()
     word_texts: dict[int, str] = field(default_factory=dict)
-    tests: dict[str, Budget] = field(default_factory=dict)
     room: int = 0
     facts: Facts = field(default_factory=lambda: Facts(None, b""))
     shelves: Shelves = field(default_factory=lambda: Shelves(None, b"", []))
@@ -79,7 +77,7 @@ class Parties:
             }
             if budget.price is not None:
                 table[client.name]["money"] = float(budget.money)
-            if test := self.tests.get(client.name):
+            if test := client.tested:
                 table[client.name] |= {
                     "test_scored": test.spent.scored,
                     "test_stored": test.stored,
@@ -214,9 +212,7 @@ async def open_parties(
         shelf = await shelves.of(backends[-1], settings.backend.options, trie) if backends else None
         run_budget = Budget(_limits(settings.budget))
         prompts = {text: await backend.tokenize(text) for text in settings.prompts}
-        parties = Parties(
-            backend, task, trie, run_budget, clients, backends, {}, stopping, warnings, facts=facts
-        )
+        parties = Parties(backend, task, trie, run_budget, clients, backends, stopping, warnings, facts=facts)
         parties.shelves = shelves
         parties.start_ids = prompts[settings.prompts[0]]
         longest_prompt = max(map(len, prompts.values())) + _ROOM
@@ -234,9 +230,8 @@ async def open_parties(
                 elif keep.ended is None:
                     its_shelf = await shelves.of(backends[-1], mine.backend.options, trie)
             encoder = Encoder(served, task.template, task.label_words)
-            sets = {part: await encoder.labelled(rows, part) for part, rows in data.parts() if part != "test"}
+            sets = {part: await encoder.labelled(rows, part) for part, rows in data.parts()}
             texts: dict[str, tuple[EncodedText, ...]] = {p: encoded.texts for p, encoded in sets.items()}
-            texts["test"] = await encoder.texts(data.test, "test")
             rooms.append(served.info.context - longest(list(texts.values())))
             for name, encoded_texts in texts.items():
                 where = f"clients.{data.name}.{name}"
@@ -246,10 +241,7 @@ async def open_parties(
             budget = Budget(_limits(mine.budget if mine else None), run_budget)
             budget.price = price_of(charged, served.info)
             scorer = Scorer(served, budget, stopping, shelf=its_shelf)
-            parties.encoders[data.name] = encoder
-            parties.clients.append(
-                Client(data.name, number, settings.seed, scorer, sets["train"], sets["dev"])
-            )
+            parties.clients.append(Client(data.name, number, settings.seed, scorer, **sets))
         if problems:
             raise ConfigError(problems, "shorten these texts, or raise backend.context")
         currencies = {p.currency for c in parties.clients if (p := c.scorer.budget.price) is not None}

@@ -1,6 +1,6 @@
-"""Evidence from predictions: accuracies with intervals, macro-F1, confusion matrices, paired tests.
+"""Evidence from predictions: accuracies with intervals, macro-F1, paired tests.
 
-Pure functions of label indices. Intervals are at 95 %:
+Pure functions of counts. Intervals are at 95 %:
 
 - one accuracy: Wilson's score interval (E. B. Wilson, JASA 22, 1927);
 - the difference of two accuracies on the same texts: Newcombe's square-and-add interval for paired
@@ -14,46 +14,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
+from fedbpt_api.federation.tally import BASELINE, RIVALS, TUNED, Ints, PairedCounts, Tally
 from fedbpt_api.run.result import ALL_CLIENTS, Paired, Row, TestReport
 
-Ints = npt.NDArray[np.int64]
 Names = npt.NDArray[np.str_]
 
-TUNED = "tuned"
-BASELINE = "start+bias"
-RIVALS = (BASELINE, "start+weighted", "start+weighted+dev")
-"""The methods that the tuned prompt is tested against."""
-
 _Z = NormalDist().inv_cdf(0.975)
-
-
-@dataclass(frozen=True, slots=True)
-class PairedCounts:
-    """A fourfold table of two methods on the same texts.
-
-    Attributes:
-        both: Texts that both get right.
-        wins: Texts that only the first gets right.
-        losses: Texts that only the second gets right.
-        neither: Texts that both get wrong.
-    """
-
-    both: int
-    wins: int
-    losses: int
-    neither: int
-
-    @property
-    def n(self) -> int:
-        """All texts."""
-        return self.both + self.wins + self.losses + self.neither
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
@@ -70,17 +42,6 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     low = 0.0 if correct == 0 else centre - half  # exactly, not up to rounding
     high = 1.0 if correct == n else centre + half
     return low, high
-
-
-def paired_counts(truth: Ints, first: Ints, second: Ints) -> PairedCounts:
-    """The fourfold table of two methods' predictions; all arrays of shape [n]."""
-    a, b = first == truth, second == truth
-    return PairedCounts(
-        both=int(np.sum(a & b)),
-        wins=int(np.sum(a & ~b)),
-        losses=int(np.sum(~a & b)),
-        neither=int(np.sum(~a & ~b)),
-    )
 
 
 def paired_interval(counts: PairedCounts) -> tuple[float, float]:
@@ -123,21 +84,6 @@ def mcnemar_p(wins: int, losses: int) -> float:
     n = wins + losses
     tail = sum(math.comb(n, i) for i in range(min(wins, losses) + 1))
     return min(1.0, float(Fraction(2 * tail, 2**n)))
-
-
-def confusion_matrix(truth: Ints, predicted: Ints, classes: int) -> Ints:
-    """Counts of shape [classes, classes], rows the true label, columns the predicted one.
-
-    Raises:
-        ValueError: A label index is outside 0..classes-1, or the shapes differ.
-    """
-    if truth.shape != predicted.shape:
-        raise ValueError(f"{truth.shape} true labels but {predicted.shape} predictions")
-    for name, indices in (("true", truth), ("predicted", predicted)):
-        if indices.size and (indices.min() < 0 or indices.max() >= classes):
-            raise ValueError(f"a {name} label index is outside 0..{classes - 1}")
-    counts = np.bincount(truth.astype(np.int64) * classes + predicted, minlength=classes * classes)
-    return counts.reshape(classes, classes)
 
 
 def macro_f1(confusion: Ints) -> float:
@@ -192,21 +138,38 @@ def compare(
     if clients.shape != truth.shape:
         raise ValueError(f"{truth.shape} true labels but {clients.shape} client names")
     names = list(dict.fromkeys(clients.tolist()))
-    if ALL_CLIENTS in names:
+    if any(predicted.shape != truth.shape for predicted in predictions.values()):
+        raise ValueError(f"expected predictions of shape {truth.shape}, as the true labels have")
+
+    def of(name: str) -> Tally:
+        own = clients == name
+        return Tally.of(truth[own], {method: p[own] for method, p in predictions.items()}, len(labels))
+
+    return report(labels, {name: of(name) for name in names})
+
+
+def report(labels: Sequence[str], tallies: Mapping[str, Tally]) -> TestReport:
+    """The same from what clients have counted.
+
+    Args:
+        labels: Names of the labels; length C.
+        tallies: By client, one or more; each with the same methods.
+
+    Raises:
+        ValueError: A client has the name that means all of them.
+    """
+    if ALL_CLIENTS in tallies:
         raise ValueError(f"a client cannot be called {ALL_CLIENTS!r}: that name means all of them")
-    groups = [(ALL_CLIENTS, np.ones(truth.shape, dtype=np.bool_))]
-    groups += [(name, np.asarray(clients == name)) for name in names]
-    rows = tuple(
-        _row(method, client, confusion_matrix(truth[chosen], predicted[chosen], len(labels)))
-        for client, chosen in groups
-        for method, predicted in predictions.items()
-    )
-    tested = [name for name in RIVALS if TUNED in predictions and name in predictions]
+    each = list(tallies.values())
+    methods, tested = list(each[0].confusions), [rival for rival in RIVALS if rival in each[0].paired]
+    confusions = {
+        ALL_CLIENTS: {method: np.sum([t.confusions[method] for t in each], axis=0) for method in methods}
+    }
+    confusions |= {name: dict(tally.confusions) for name, tally in tallies.items()}
+    rows = tuple(_row(m, client, counts[m]) for client, counts in confusions.items() for m in methods)
     correct = {(row.client, row.method): row.correct for row in rows}
-    worse = [name for name in names if BASELINE in tested and correct[name, TUNED] < correct[name, BASELINE]]
-    paired = tuple(
-        _paired(name, paired_counts(truth, predictions[TUNED], predictions[name])) for name in tested
-    )
+    worse = [n for n in tallies if BASELINE in tested and correct[n, TUNED] < correct[n, BASELINE]]
+    paired = tuple(_paired(rival, sum((t.paired[rival] for t in each), PairedCounts())) for rival in tested)
     return TestReport(labels=tuple(labels), rows=rows, paired=paired, worse=tuple(worse))
 
 

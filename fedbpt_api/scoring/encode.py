@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 import orjson
@@ -117,6 +118,10 @@ class EncodedSet:
     def moved(self) -> EncodedSet:
         """The same texts with the prompt's place behind them."""
         return EncodedSet(tuple(text.moved() for text in self.texts), self.labels)
+
+
+EMPTY: Final = EncodedSet((), np.zeros(0, dtype=np.intp))
+"""No texts."""
 
 
 class Encoder:

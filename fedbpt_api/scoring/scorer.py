@@ -65,6 +65,12 @@ class Scorer:
         self._places = asyncio.Semaphore(backend.info.parallel)
         self._turn = asyncio.Lock()  # a prompt's requests are sent one after another, before the next one's
 
+    def beside(self, budget: Budget) -> Scorer:
+        """Another scorer of the same server, journal and words whose cost is counted apart, in `budget`."""
+        scorer = Scorer(self.backend, budget, self._stopping, self.journal, self.shelf)
+        scorer.use_words(self.words)
+        return scorer
+
     def use_words(self, words: Ids) -> None:
         """Ask for these T tokens from now on, label words first."""
         self.words = words

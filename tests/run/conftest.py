@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedbpt_api.federation.tally import Ints
 from fedbpt_api.run.report import ReportInput
 from fedbpt_api.run.result import ClientRecord, RoundRecord, RunResult, TestReport
-from fedbpt_api.run.stats import Ints, compare
+from fedbpt_api.run.stats import compare
 
 CLIENTS = ("airlines", "football", "phones", "cars")
 LABELS = ("negative", "neutral", "positive")

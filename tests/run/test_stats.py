@@ -8,16 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedbpt_api.federation.tally import Ints, PairedCounts, confusion_matrix, paired_counts
 from fedbpt_api.run.result import TestReport
 from fedbpt_api.run.stats import (
-    Ints,
-    PairedCounts,
     compare,
-    confusion_matrix,
     macro_f1,
     majority_label,
     mcnemar_p,
-    paired_counts,
     paired_interval,
     wilson_interval,
 )
