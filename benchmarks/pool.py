@@ -83,7 +83,7 @@ async def _score(suite: Suite, dataset: str, out: Path, rows: int, sizes: dict[i
             lead = settings.prompts[draw % len(settings.prompts)]
             texts.append((size, lead + await _examples(parties.backend, shown, lines, size, rng)))
     data, labels, parts, trained = await _texts(suite, dataset, parties, rows)
-    scorer = Scorer(parties.backend, Budget(), shelf=parties.clients[0].scorer.shelf)
+    scorer = Scorer(parties.backend, Budget(), shelf=parties.local[0].scorer.shelf)
     scorer.use_words(parties.words)
     found: list[Floats] = []
     for size, text in texts:

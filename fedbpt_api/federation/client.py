@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -17,10 +16,10 @@ import numpy as np
 from fedbpt_api.errors import BackendError, QuotaError
 from fedbpt_api.federation.local_search import LocalSearch, Plan, Reference, Searched
 from fedbpt_api.federation.messages import Broadcast
-from fedbpt_api.federation.tally import Contestant, Ints, Tally
+from fedbpt_api.federation.tally import Contestant, Ints, Sums, Tally
 from fedbpt_api.prompts.space import Asked, Ids, PromptSpace, members_of
 from fedbpt_api.prompts.written import CHOICES, SHORTEST, Job, Line, write_line
-from fedbpt_api.scoring.backend import Bools, Floats
+from fedbpt_api.scoring.backend import BackendInfo, Bools, Floats
 from fedbpt_api.scoring.budget import Budget, BudgetSpent
 from fedbpt_api.scoring.encode import EMPTY, EncodedSet, EncodedText, longest
 from fedbpt_api.scoring.scorer import Scorer
@@ -28,26 +27,6 @@ from fedbpt_api.verbalizer import ClientFit, Verbalizer, word_sums
 from fedbpt_api.verbalizer.committee import distances
 
 _TOP = 2000  # words of a text's list, from which the word list is chosen
-
-
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """Sums over a client's texts for one prompt."""
-
-    n: int = 0
-    loss: float = 0.0
-    correct: int = 0
-
-    @property
-    def mean_loss(self) -> float:
-        return self.loss / self.n if self.n else float("nan")
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.n if self.n else float("nan")
-
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(self.n + other.n, self.loss + other.loss, self.correct + other.correct)
 
 
 class Client:
@@ -83,6 +62,29 @@ class Client:
         self.tested: Budget | None = None
         """What the test took; None before it."""
         self._read: dict[Asked, tuple[Verbalizer, Floats]] = {}  # logits of held-out texts
+
+    @property
+    def budget(self) -> Budget:
+        """What its questions, the test's apart, may cost and have cost."""
+        return self.scorer.budget
+
+    @property
+    def info(self) -> BackendInfo:
+        """What its server is."""
+        return self.scorer.backend.info
+
+    @property
+    def waiting(self) -> float:
+        """Seconds that its oldest unanswered request has been under way."""
+        return self.scorer.waiting
+
+    def use_words(self, words: Ids) -> None:
+        """Ask for these T tokens from now on, label words first."""
+        self.scorer.use_words(words)
+
+    async def aclose(self) -> None:
+        """Give up on what is under way."""
+        await self.scorer.aclose()
 
     @property
     def n_train(self) -> int:

@@ -16,14 +16,15 @@ import numpy as np
 
 from fedbpt_api.aggregate import Aggregator, GlobalState, Update, UpdateError, check_updates
 from fedbpt_api.errors import FedbptError, QuorumError, QuotaError, RunFolderError
-from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.local_search import Plan, Reference, Searched
 from fedbpt_api.federation.messages import decode_state, decode_update, encode_state, encode_update
+from fedbpt_api.federation.party import Party
 from fedbpt_api.prompts.space import PromptSpace
 from fedbpt_api.scoring.budget import BudgetSpent, shared_out
 from fedbpt_api.scoring.scorer import Stopped
 
 R = TypeVar("R")
+P = TypeVar("P", bound=Party)
 _PURPOSE_SAMPLE = 7
 _ADVICE = "see what the clients say, then start again; lower federation.quorum to go on with fewer"
 
@@ -77,7 +78,7 @@ class Round:
 
 
 async def ask_all(
-    clients: Sequence[Client], question: Callable[[Client], Awaitable[R]], timeout: float | None = None
+    clients: Sequence[P], question: Callable[[P], Awaitable[R]], timeout: float | None = None
 ) -> Answers[R]:
     """Put one question to all clients at the same time; failures, delays and spent budgets are answers too.
 
@@ -86,7 +87,7 @@ async def ask_all(
         QuotaError, RunFolderError: When no more can be paid for, or kept on disk.
     """
 
-    async def one(client: Client) -> R:
+    async def one(client: P) -> R:
         async with asyncio.timeout(timeout):
             return await question(client)
 
@@ -132,7 +133,7 @@ def need_quorum(answers: Answers[R], asked: int, quorum: float) -> None:
     )
 
 
-def sample(clients: Sequence[Client], participation: float, seed: int, round_number: int) -> list[Client]:
+def sample(clients: Sequence[P], participation: float, seed: int, round_number: int) -> list[P]:
     """The clients that are asked in a round, drawn anew each round."""
     count = max(1, round(participation * len(clients)))
     if count == len(clients):
@@ -143,7 +144,7 @@ def sample(clients: Sequence[Client], participation: float, seed: int, round_num
 
 
 async def search_round(
-    clients: Sequence[Client],
+    clients: Sequence[Party],
     state: GlobalState,
     aggregator: Aggregator,
     space: PromptSpace,
@@ -161,11 +162,11 @@ async def search_round(
     """
     down = encode_state(state)
 
-    async def search(client: Client) -> tuple[Searched, bytes]:
+    async def search(client: Party) -> tuple[Searched, bytes]:
         searched = await client.search(decode_state(down), space, plan, reference)
         return searched, encode_update(searched.update)
 
-    budgets = [client.scorer.budget for client in clients]
+    budgets = [client.budget for client in clients]
     with shared_out(budgets, [client.search_cost(plan) for client in clients]):
         answers = await ask_all(clients, search, rules.timeout)
     updates: dict[str, Update] = {}

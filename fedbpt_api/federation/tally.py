@@ -1,4 +1,4 @@
-"""The test of one client, counted where its texts are: no text's own label or prediction leaves it."""
+"""What a client counts where its texts are: no text's own label, loss or prediction leaves it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,26 @@ TUNED = "tuned"
 BASELINE = "start+bias"
 RIVALS = (BASELINE, "start+weighted", "start+weighted+dev")
 """The methods that the tuned prompt is tested against."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums over a client's texts for one prompt."""
+
+    n: int = 0
+    loss: float = 0.0
+    correct: int = 0
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / self.n if self.n else float("nan")
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.n if self.n else float("nan")
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.n + other.n, self.loss + other.loss, self.correct + other.correct)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ async def search(run: Searching) -> Stop:
     encoder = Encoder(parties.backend, parties.task.template, parties.task.label_words)
     texts = await encoder.texts([Example(text, text_b=text) for text in CONTENT_FREE])
     plain = Verbalizer.from_words(parties.words, parties.groups)
-    shares = plain.probabilities(*await parties.clients[0].scorer.scores(prompt, texts))
+    shares = plain.probabilities(*await parties.local[0].scorer.scores(prompt, texts))
     bias = -np.log(shares.mean(axis=0))
     calibrated = Verbalizer.from_bias(parties.words, parties.groups, 1.0, bias - bias.mean())
     await run.assessor.assess(prompt, START, fixed=calibrated)

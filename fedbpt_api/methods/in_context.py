@@ -47,7 +47,7 @@ def _given_up(run: Searching) -> list[list[Example]]:
     """For each label the texts that may be shown; clients keep the others alone, for judging."""
     labels = run.task.label_words.labels
     shown: list[Example] = []
-    for place, client in enumerate(run.parties.clients):
+    for place, client in enumerate(run.parties.local):
         data = next(d for d in run.task.clients if d.name == client.name)
         run.parties.clients[place], rows = client.withheld()
         shown += [data.train[row] for row in rows]

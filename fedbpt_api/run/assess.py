@@ -9,16 +9,16 @@ from functools import reduce
 from typing import TypeVar
 
 from fedbpt_api.errors import FedbptError
-from fedbpt_api.federation.client import Client, Sums
+from fedbpt_api.federation.party import Party
 from fedbpt_api.federation.runtime import Answers, ask_all, need_quorum
-from fedbpt_api.federation.tally import Contestant
+from fedbpt_api.federation.tally import Contestant, Sums
 from fedbpt_api.prompts.space import Asked, Ensemble, Ids, members_of
 from fedbpt_api.prompts.tuned import TunedPrompt, shown_together
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.scoring.backend import Floats, Soft
-from fedbpt_api.verbalizer import ClientFit, FitReport, Kind, Verbalizer, fit_over_clients
+from fedbpt_api.verbalizer import Answering, FitReport, Kind, Verbalizer, fit_over_clients
 
 R = TypeVar("R")
 START = "start"  # the origin of the user's own prompts
@@ -198,7 +198,7 @@ class Assessor:
     @property
     def _noisy(self) -> bool:
         """Whether a server answers the same question differently."""
-        return any(c.scorer.backend.info.noise > _QUIET for c in self.parties.clients)
+        return any(c.info.noise > _QUIET for c in self.parties.clients)
 
     async def _again(self, doubted: Assessment) -> Assessment:
         """A prompt with its development texts scored a second time, and the mean of both; once only.
@@ -312,7 +312,7 @@ class Assessor:
         return sum(client.cost for client in self.parties.clients)
 
     async def ask(
-        self, question: Callable[[Client], Awaitable[R]], names: Collection[str] | None = None
+        self, question: Callable[[Party], Awaitable[R]], names: Collection[str] | None = None
     ) -> Answers[R]:
         """Put a question to all clients, or to those named; go on while a quorum answers."""
         clients = [c for c in self.parties.clients if names is None or c.name in names]
@@ -321,11 +321,11 @@ class Assessor:
         need_quorum(answers, len(clients), federation.quorum)
         return answers
 
-    async def _fits(self, prompt: Asked, names: Collection[str] | None = None) -> Answers[ClientFit]:
+    async def _fits(self, prompt: Asked, names: Collection[str] | None = None) -> Answers[Answering]:
         """The clients' sides of a fit for a prompt."""
         return await self.ask(lambda client: client.fit(prompt, self.parties.groups), names)
 
-    async def _fit(self, fits: Sequence[ClientFit], kind: Kind) -> tuple[Verbalizer, FitReport]:
+    async def _fit(self, fits: Sequence[Answering], kind: Kind) -> tuple[Verbalizer, FitReport]:
         parties = self.parties
         fitted = await fit_over_clients(
             fits, parties.words, parties.groups, kind=kind, folds=self.settings.verbalizer.folds

@@ -22,7 +22,7 @@ _SLACK = 4  # tokens that joining pieces may add to each
 async def ceilings(parties: Parties, settings: Settings) -> dict[str, Usage | None]:
     """For each client what it takes at most, the test apart; None where time alone ends the run."""
     prompt = await _longest_prompt(parties, settings)
-    return {client.name: _of(client, parties, settings, prompt) for client in parties.clients}
+    return {client.name: _of(client, parties, settings, prompt) for client in parties.local}
 
 
 def within(usage: Usage, limits: Limits) -> Usage:
@@ -34,7 +34,7 @@ def within(usage: Usage, limits: Limits) -> Usage:
 
 def _of(client: Client, parties: Parties, settings: Settings, prompt: int) -> Usage | None:
     """One client's; under its own limits and the run's."""
-    info, search = client.scorer.backend.info, settings.search
+    info, search = client.info, settings.search
     inputs = len(info.inputs)
     dev = client.n_dev * (2 if info.noise > _QUIET else 1)
     judged = (client.n_train + dev) * inputs
@@ -53,8 +53,8 @@ def _of(client: Client, parties: Parties, settings: Settings, prompt: int) -> Us
     tries = (search.popsize * search.iterations + 1) * views + search.iterations + 1  # and the centre's
     each = tries * batch + (1 + search.proposals) * judged
     longest = min(client.longest + prompt + max(info.inputs), info.context + max(info.inputs))
-    price = client.scorer.budget.price
-    limits = [_with_money(budget.limits, price) for budget in (client.scorer.budget, parties.budget)]
+    price = client.budget.price
+    limits = [_with_money(budget.limits, price) for budget in (client.budget, parties.budget)]
     bounds = [n for limit in limits for n in (limit.scored, limit.tokens) if n is not None]
     if search.rounds is not None:  # an input has a token at least, so a limit of tokens bounds inputs too
         bounds.append(before + search.rounds * each)
@@ -83,5 +83,5 @@ async def _longest_prompt(parties: Parties, settings: Settings) -> int:
         (frame,) = await encoder.texts([Example("x", text_b="x")])
         words = [len(await backend.tokenize(w)) for w in (g[0] for g in parties.task.label_words.words)]
         most += sum(len(frame) + word + 2 * _LINE + _SLACK for word in words)
-    block = math.lcm(*(client.scorer.backend.info.block for client in parties.clients))
+    block = math.lcm(*(client.info.block for client in parties.clients))
     return most + (block if settings.prompt_padding != "off" else 0)

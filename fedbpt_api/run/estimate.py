@@ -100,7 +100,7 @@ class _Ledger(Rehearsal):
         for client in self.parties.clients:
             up, down = self._sent[client.name]
             fits = self.parties.verbalizer_bytes
-            budget = client.scorer.budget
+            budget = client.budget
             found.append(
                 _figures(client.name, budget, up + fits[client.name, "up"], down + fits[client.name, "down"])
             )
@@ -181,7 +181,7 @@ async def _most(parties: Parties, settings: Settings) -> tuple[Figures, ...]:
         usage = bounds[client.name]
         if usage is None:
             return ()
-        budget = client.scorer.budget
+        budget = client.budget
         found.append(_bounded(client.name, usage, budget.price, budget.limits.money))
     limits = parties.budget.limits
     summed = within(sum((figures.usage for figures in found), Usage()), limits)
@@ -206,7 +206,7 @@ async def _measured(stage: Stage, probes: int) -> tuple[Speed, Usage]:
     parties = await open_parties(
         stage.settings, stage.task, lambda: False, Keep(opener=stage.server, facts=stage.facts)
     )
-    texts = [(c, text) for c in parties.clients for text in c.sample(-(-probes // len(parties.clients)))]
+    texts = [(c, text) for c in parties.local for text in c.sample(-(-probes // len(parties.clients)))]
     texts = sorted(texts, key=lambda pair: len(pair[1]))[:probes]
     paid, rows, times = Usage(), [], []
     if len(texts) > 2:  # the first request of all is no measure

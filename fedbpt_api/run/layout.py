@@ -44,7 +44,7 @@ async def settle_layout(parties: Parties, settings: Settings) -> Layout | None:
     first = replace_place(settings, "before")
     if "{prompt}" in settings.template:
         return Layout(first, "the template says where the prompt stands")
-    texts = [length for client in parties.clients for length in client.text_lengths]
+    texts = [length for client in parties.local for length in client.text_lengths]
     prompt, text = len(parties.start_ids), float(np.mean(texts))
     if text <= prompt:
         return Layout(first, f"prompt first: it is longer ({prompt} tokens) than the texts ({text:.0f})")
@@ -53,9 +53,9 @@ async def settle_layout(parties: Parties, settings: Settings) -> Layout | None:
         return Layout(first, f"prompt first: trying both takes {cost} scored examples, too many here")
     behind = replace_place(settings, "after")
     try:
-        ahead = await _loss(parties, parties.clients, parties.start_ids)
+        ahead = await _loss(parties, parties.local, parties.start_ids)
         start = await parties.backend.tokenize(behind.prompts[0])
-        moved = [client.moved() for client in parties.clients]
+        moved = [client.moved() for client in parties.local]
         after = await _loss(parties, moved, start)
     except (QuotaError, RunFolderError):
         raise
@@ -79,7 +79,7 @@ def replace_place(settings: Settings, place: str) -> Settings:
 async def _loss(parties: Parties, clients: list[Client], prompt: Ids) -> float:
     """Held-out cross-entropy over all parties' texts, with the label words and a fitted bias."""
     for client in clients:
-        client.scorer.use_words(parties.label_tokens)
+        client.use_words(parties.label_tokens)
     answers = await ask_all(clients, lambda c: c.fit(prompt, parties.groups, with_dev=True))
     if not answers.got:
         raise FedbptError("; ".join(answers.missing.values()))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fedbpt_api.federation.client import Client, Sums
+from fedbpt_api.federation.party import Party
 from fedbpt_api.federation.runtime import Round
+from fedbpt_api.federation.tally import Sums
 from fedbpt_api.run.assess import Assessment
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.result import ClientRecord
@@ -18,7 +19,7 @@ class Meter:
         self._spent = parties.budget.spent
         self._stored = parties.budget.stored
         self._seconds = parties.budget.seconds
-        self._by_client = {c.name: c.scorer.budget.spent.scored for c in parties.clients}
+        self._by_client = {c.name: c.budget.spent.scored for c in parties.clients}
 
     def used(self) -> Usage:
         return self._budget.spent - self._spent
@@ -30,11 +31,11 @@ class Meter:
     def seconds(self) -> float:
         return self._budget.seconds - self._seconds
 
-    def scored(self, client: Client) -> int:
-        return client.scorer.budget.spent.scored - self._by_client[client.name]
+    def scored(self, client: Party) -> int:
+        return client.budget.spent.scored - self._by_client[client.name]
 
 
-def client_record(client: Client, clock: Meter, shown: Assessment, merged: Round | None) -> ClientRecord:
+def client_record(client: Party, clock: Meter, shown: Assessment, merged: Round | None) -> ClientRecord:
     """One client's part of a round's record."""
     sums = shown.dev.get(client.name, Sums())
     searched = merged.searched.get(client.name) if merged else None

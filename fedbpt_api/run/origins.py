@@ -155,7 +155,7 @@ def _affords(assessor: Assessor, more: int = 0) -> bool:
     if parties.budget.used(assessor.cost + more) > share:
         return False
     each = more // len(parties.clients)
-    return all(c.scorer.budget.used(c.cost + each) <= share for c in parties.clients)
+    return all(c.budget.used(c.cost + each) <= share for c in parties.clients)
 
 
 def _line(parties: Parties) -> int:
@@ -189,7 +189,7 @@ async def written_lines(assessor: Assessor, shown: Sequence[Shown]) -> list[list
     judge = Reference(start.prompt, start.verbalizer)
     dealt: dict[str, list[Job]] = {}
     for number, client in enumerate(parties.clients):
-        own = client.scorer.budget.limits.scored
+        own = client.budget.limits.scored
         most = None if own is None else int(_WRITING * own / cost)
         dealt[client.name] = jobs[number :: len(parties.clients)][:most]
     timeout = assessor.settings.federation.timeout

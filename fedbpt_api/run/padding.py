@@ -43,11 +43,11 @@ class Blocks(NamedTuple):
 
 def blocks_of(assessor: Assessor) -> Blocks | None:
     """The blocks to be filled; None where the user wants none, or no server has any."""
-    clients, settings = assessor.parties.clients, assessor.settings
-    block = math.lcm(*(client.scorer.backend.info.block for client in clients))
+    settings = assessor.settings
+    block = math.lcm(*(client.info.block for client in assessor.parties.clients))
     if settings.prompt_padding == "off" or block == 1:
         return None
-    most = settings.search.minibatch or math.inf
+    clients, most = assessor.parties.local, settings.search.minibatch or math.inf
     texts = float(np.mean([min(client.n_train, most) for client in clients]))
     own = float(np.mean([n for client in clients for n in client.own_lengths]))
     return Blocks(block, clients[0].lead, texts, own)
@@ -130,7 +130,7 @@ def _best_fit(space: CodebookSpace, blocks: Blocks, sigma: float) -> _Fit:
 def _ruled_out(assessor: Assessor, fit: _Fit, blocks: Blocks, trying: bool) -> str:
     """Why no padding is tried, without a call; empty where it is worth it."""
     parties = assessor.parties
-    if parties.clients[0].example_first:
+    if parties.local[0].example_first:
         return "with the example first, a cache keeps the text and not them"
     if fit.gain <= 0.0 or (trying and fit.gain < _GAIN):
         saved = f"{max(fit.gain, 0.0):.0%} of the tokens evaluated for each text"
@@ -139,7 +139,7 @@ def _ruled_out(assessor: Assessor, fit: _Fit, blocks: Blocks, trying: bool) -> s
     if longest > parties.room:
         return f"with {longest} tokens they would not fit beside the longest text"
     budgets = [(parties.budget, assessor.cost)]
-    budgets += [(c.scorer.budget, c.n_train + c.n_dev) for c in parties.clients]
+    budgets += [(c.budget, c.n_train + c.n_dev) for c in parties.clients]
     if trying and any(budget.limits.tokens for budget, _ in budgets):
         return "the budget counts tokens, those in a cache too"
     if trying and any(budget.used(cost) - budget.used() > _SHARE for budget, cost in budgets):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedbpt_api.errors import ConfigError
 from fedbpt_api.federation.client import Client
+from fedbpt_api.federation.party import Party
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.run.config import BackendSettings, BudgetSettings, Settings
 from fedbpt_api.run.events import Started
@@ -41,13 +42,15 @@ class Parties:
     task: Task
     trie: LabelTrie
     budget: Budget
-    clients: list[Client]
+    clients: list[Party]
     backends: list[Backend]
     stopping: Callable[[], bool]
     warnings: list[str]
     start_ids: Ids = ()
     word_texts: dict[int, str] = field(default_factory=dict)
     room: int = 0
+    words: Ids = ()
+    journals: list[Journal] = field(default_factory=list)
     facts: Facts = field(default_factory=lambda: Facts(None, b""))
     shelves: Shelves = field(default_factory=lambda: Shelves(None, b"", []))
     verbalizer_bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -64,7 +67,7 @@ class Parties:
         """What each client spent on the search and, apart, on the test; bytes of words and verbalizers."""
         table: dict[str, dict[str, int | float]] = {}
         for client in self.clients:
-            budget = client.scorer.budget
+            budget = client.budget
             table[client.name] = {
                 "scored": budget.spent.scored,
                 "duplicates": budget.duplicates,
@@ -90,7 +93,7 @@ class Parties:
     @property
     def currency(self) -> str:
         """What money is counted in; empty where some client's price is not known."""
-        prices = [client.scorer.budget.price for client in self.clients]
+        prices = [client.budget.price for client in self.clients]
         return "" if None in prices else next((p.currency for p in prices if p is not None), "")
 
     @property
@@ -98,15 +101,14 @@ class Parties:
         """What slows servers down just now, and which requests have been waiting for long."""
         found = list(dict.fromkeys(backend.notice for backend in self.backends if backend.notice))
         for client in self.clients:
-            if (seconds := client.scorer.waiting) > _LONG:
+            if (seconds := client.waiting) > _LONG:
                 found.append(f"{client.name} has been waiting for an answer for {seconds:.0f} s")
         return "; ".join(found)
 
     @property
     def answered(self) -> int:
         """Scored examples that an earlier session of the run has paid for."""
-        journals = (client.scorer.journal for client in self.clients)
-        return sum(journal.past.scored for journal in journals if journal is not None)
+        return sum(journal.past.scored for journal in self.journals)
 
     @property
     def label_tokens(self) -> Ids:
@@ -119,43 +121,51 @@ class Parties:
         return self.trie.groups
 
     @property
-    def words(self) -> Ids:
-        """The T named words, once they are chosen."""
-        return self.clients[0].scorer.words
+    def local(self) -> list[Client]:
+        """The parties, all of which must be in this process.
+
+        Raises:
+            ConfigError: Some are not.
+        """
+        found = [client for client in self.clients if isinstance(client, Client)]
+        if len(found) < len(self.clients):
+            raise ConfigError("this needs the parties' texts in this process", "see docs/deploy.md")
+        return found
 
     def count_bytes(self, up: Mapping[str, int], down: Mapping[str, int]) -> None:
         """Note what the word list or a verbalizer's fit made clients send and receive."""
         for way, sizes in (("up", up), ("down", down)):
             self.verbalizer_bytes.update({(name, way): size for name, size in sizes.items()})
 
-    async def name_words(self) -> None:
-        """Remember the text of every named word, for the artefact."""
-        for token in self.words:
+    async def use_words(self, words: Ids) -> None:
+        """Have every client ask for these T words from now on, label words first; remember their texts."""
+        self.words = words
+        for client in self.clients:
+            client.use_words(words)
+        for token in words:
             self.word_texts[token] = await self.backend.detokenize([token])
 
     async def aclose(self) -> None:
         """Give up on what is under way and close everything."""
         for client in self.clients:
-            await client.scorer.aclose()
+            await client.aclose()
         await self.shelves.aclose()
-        for journal in (client.scorer.journal for client in self.clients):
-            if journal is not None:
-                journal.close()
+        for journal in self.journals:
+            journal.close()
         self.facts.close()
         for backend in self.backends:
             await backend.aclose()
 
     def start(self) -> None:
         """Start the clocks; where answers are on disk already, they stand until something new is asked."""
-        journals = [journal for client in self.clients if (journal := client.scorer.journal) is not None]
+        journals = self.journals
         standing = any(journal.ended is not None or len(journal.past) for journal in journals)
         reached = max((journal.past.seconds for journal in journals), default=0.0)
         self.budget.start(standing=standing, reached=reached)
         for client in self.clients:
-            client.scorer.budget.start(standing=standing)
-        for client in self.clients:
-            if (journal := client.scorer.journal) is not None:
-                client.scorer.budget.settle(Usage(), journal.past.lost)
+            client.budget.start(standing=standing)
+        for client, journal in zip(self.clients, journals, strict=False):
+            client.budget.settle(Usage(), journal.past.lost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +222,7 @@ async def open_parties(
         shelf = await shelves.of(backends[-1], settings.backend.options, trie) if backends else None
         run_budget = Budget(_limits(settings.budget))
         prompts = {text: await backend.tokenize(text) for text in settings.prompts}
-        parties = Parties(backend, task, trie, run_budget, clients, backends, stopping, warnings, facts=facts)
+        parties = Parties(backend, task, trie, run_budget, [], backends, stopping, warnings, facts=facts)
         parties.shelves = shelves
         parties.start_ids = prompts[settings.prompts[0]]
         longest_prompt = max(map(len, prompts.values())) + _ROOM
@@ -241,20 +251,22 @@ async def open_parties(
             budget = Budget(_limits(mine.budget if mine else None), run_budget)
             budget.price = price_of(charged, served.info)
             scorer = Scorer(served, budget, stopping, shelf=its_shelf)
-            parties.clients.append(Client(data.name, number, settings.seed, scorer, **sets))
+            clients.append(Client(data.name, number, settings.seed, scorer, **sets))
         if problems:
             raise ConfigError(problems, "shorten these texts, or raise backend.context")
-        currencies = {p.currency for c in parties.clients if (p := c.scorer.budget.price) is not None}
+        currencies = {p.currency for c in clients if (p := c.budget.price) is not None}
         if len(currencies) > 1:
             raise ConfigError(
                 f"price: the files of prices name several currencies ({', '.join(sorted(currencies))})",
                 "convert the prices to one",
             )
+        parties.clients[:] = clients
         parties.room = min(rooms)
         if keep.folder is not None:
-            for number, client in enumerate(parties.clients):
+            for number, client in enumerate(clients):
                 place = keep.folder / f"scores-{number}.journal"
                 client.scorer.journal = Journal(place, secrets[number], keep.ended)
+                parties.journals.append(client.scorer.journal)
     except BaseException:
         facts.close()
         for client in clients:

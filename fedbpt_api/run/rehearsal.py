@@ -24,7 +24,7 @@ from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.backend import Backend, BackendInfo, Floats, Prompt, Scores, TokenTable, Usage
 from fedbpt_api.scoring.facts import Facts
 from fedbpt_api.task import Task
-from fedbpt_api.verbalizer import ClientFit, FitReport, Kind, Verbalizer, fit_over_clients
+from fedbpt_api.verbalizer import Answering, FitReport, Kind, Verbalizer, fit_over_clients
 
 _ROWS = 997  # different answers
 _SPREAD = 0.3  # of the losses of starting prompts, in nats
@@ -220,7 +220,7 @@ class Rehearsal(Tuner):
 
     def _judge(self, parties: Parties) -> Assessor:
         self.parties = parties
-        for budget in (parties.budget, *(client.scorer.budget for client in parties.clients)):
+        for budget in (parties.budget, *(client.budget for client in parties.clients)):
             budget.clock = self.clock
         judge = Judge(parties, self.settings, self._tell)
         judge.favourite, judge.fits = self._favourite, self._stage.fits
@@ -254,7 +254,7 @@ class Judge(Assessor):
         self.known[prompt] = replace(assessment, dev=dev)
         return self.known[prompt]
 
-    async def _fit(self, fits: Sequence[ClientFit], kind: Kind) -> tuple[Verbalizer, FitReport]:
+    async def _fit(self, fits: Sequence[Answering], kind: Kind) -> tuple[Verbalizer, FitReport]:
         """What a fit would say; the first one of a kind is made, to see how many bytes it takes."""
         parties = self.parties
         words, groups = parties.words, parties.groups

@@ -100,7 +100,7 @@ class Tuner:
             left=budget.left(),
             seconds=budget.seconds,
             rate=budget.spent.scored / budget.seconds if budget.seconds > 0 else 0.0,
-            clients={c.name: c.scorer.budget.spent.scored for c in parties.clients},
+            clients={c.name: c.budget.spent.scored for c in parties.clients},
             tested=self._tested,
             notice=parties.notice,
             money=present.money_of(budget.money, budget.limits.money, parties.currency),

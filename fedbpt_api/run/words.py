@@ -24,6 +24,4 @@ async def choose_words(parties: Parties, assessor: Assessor) -> None:
         lists = [tuple(pair for pair in pairs if pair[0] not in begun) for pairs in got]
         words = merge_words(lists, parties.label_tokens, wanted)
         parties.count_bytes({n: len(encode(WordSums.of(p))) for n, p in answers.got.items()}, {})
-    for client in parties.clients:
-        client.scorer.use_words(words)
-    await parties.name_words()
+    await parties.use_words(words)

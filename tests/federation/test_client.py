@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from fedbpt_api.aggregate import GlobalState
-from fedbpt_api.federation.client import Sums
 from fedbpt_api.federation.local_search import Plan, Reference
 from fedbpt_api.federation.messages import Broadcast, decode_update, encode_state, encode_update
+from fedbpt_api.federation.tally import Sums
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.prompts.written import Job
 from fedbpt_api.scoring.backend import Floats, Prompt, Scores

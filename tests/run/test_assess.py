@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fedbpt_api.federation.client import Sums
+from fedbpt_api.federation.tally import Sums
 from fedbpt_api.run.assess import Assessment
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.tune import Tuner

@@ -324,7 +324,7 @@ async def test_a_run_that_time_ended_is_replayed(toys: Toys, tmp_path: Path) -> 
 
     class Timed(Tuner):
         def _judge(self, parties: Parties) -> Assessor:
-            for budget in (parties.budget, *(client.scorer.budget for client in parties.clients)):
+            for budget in (parties.budget, *(client.budget for client in parties.clients)):
                 budget.clock = lambda: now[0]
             return super()._judge(parties)
 
