@@ -13,14 +13,13 @@ from fedbpt_api.prompts.space import Ids
 from fedbpt_api.scoring.backend import Backend, Floats, Prompt, Scores
 from fedbpt_api.scoring.budget import Budget, Limits
 from fedbpt_api.scoring.encode import EncodedSet, EncodedText, Encoder
-from fedbpt_api.scoring.losses import cross_entropy
 from fedbpt_api.scoring.scorer import Scorer
 from toy import IDS, LABEL_WORDS, PROMPT, TEMPLATE, ToyBackend, make_task
 
 LABEL_IDS: Ids = (IDS[" negative"], IDS[" positive"])
 WORDS: Ids = (*LABEL_IDS, IDS[" neutral"], IDS[" text"], IDS[" mood"])
 GROUPS: tuple[Ids, ...] = ((0,), (1,))
-PLAN = Plan(population=4, iterations=2, minibatch=None, loss=cross_entropy)
+PLAN = Plan(population=4, iterations=2, minibatch=None)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedbpt_api.errors import BackendError, QuotaError
+from fedbpt_api.errors import BackendError, FedbptError, QuotaError
 from fedbpt_api.federation.local_search import LocalSearch, Plan, Reference, Searched
 from fedbpt_api.federation.messages import Broadcast
 from fedbpt_api.federation.tally import Contestant, Ints, Sums, Tally
@@ -59,6 +59,7 @@ class Client:
         self._train = train
         self._dev = dev
         self._test = test
+        self._best: Floats | None = None
         self.tested: Budget | None = None
         """What the test took; None before it."""
         self._read: dict[Asked, tuple[Verbalizer, Floats]] = {}  # logits of held-out texts
@@ -99,11 +100,8 @@ class Client:
         return len(self._test)
 
     def search_cost(self, plan: Plan) -> int:
-        """Scored examples that a local search takes at most: candidates, the mean, and the reference."""
-        batch = min(plan.minibatch or self.n_train, self.n_train)
-        sets = 2 if plan.perturb else 1
-        prompts = sets * (plan.population * plan.iterations + 1) + plan.iterations + 1
-        return prompts * batch * len(self.scorer.backend.info.inputs)
+        """Scored examples that a local search takes at most."""
+        return plan.cost(self.n_train, len(self.info.inputs))
 
     @property
     def cost(self) -> int:
@@ -292,4 +290,16 @@ class Client:
         """
         key = (self._seed, broadcast.round, self._key)
         search = LocalSearch(self.name, key, self.scorer, self._train, plan, reference)
-        return await search.run(broadcast, space)
+        searched, best = await search.run(broadcast, space)
+        self._best = best.astype(np.float32).astype(np.float64)
+        return searched
+
+    async def proposal(self) -> Floats:
+        """z of the best candidate of its last search, as it travels: float32.
+
+        Raises:
+            FedbptError: It has not searched.
+        """
+        if self._best is None:
+            raise FedbptError(f"{self.name} has not searched, so it has nothing to propose")
+        return self._best

@@ -19,7 +19,7 @@ from fedbpt_api.prompts.space import AnyPrompt, Asked, Ids, PromptSpace
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import EncodedSet, EncodedText
-from fedbpt_api.scoring.losses import Labels, Loss
+from fedbpt_api.scoring.losses import Labels, named
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.search import cma_es
 from fedbpt_api.verbalizer import Verbalizer
@@ -35,7 +35,8 @@ class Plan:
         population: Candidates of a generation, lambda.
         iterations: Generations, I.
         minibatch: Training texts a generation is scored on; all where None.
-        loss: What is minimised.
+        loss: What is minimised, by its name in a config; see `scoring.losses.named`.
+        margin: Of the hinge loss.
         perturb: Rate of equation 7; 0 is off.
         vocabulary: Token ids that may replace a text's (for equation 7).
     """
@@ -43,9 +44,17 @@ class Plan:
     population: int
     iterations: int
     minibatch: int | None
-    loss: Loss
+    loss: str = "cross-entropy"
+    margin: float = 2.0
     perturb: float = 0.0
     vocabulary: Ids = ()
+
+    def cost(self, texts: int, inputs: int) -> int:
+        """Scored examples that a search takes at most: candidates, the mean, and the reference."""
+        batch = min(self.minibatch or texts, texts)
+        sets = 2 if self.perturb else 1
+        prompts = sets * (self.population * self.iterations + 1) + self.iterations + 1
+        return prompts * batch * inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +71,12 @@ class Searched:
 
     Attributes:
         update: What travels.
-        best: z of its best candidate.
         distinct: Share of distinct prompts among its candidates.
         spent: Whether the run's budget ended it.
         moved: Whether it finished a generation that it could learn from.
     """
 
     update: Update
-    best: Floats
     distinct: float
     spent: bool
     moved: bool
@@ -95,10 +102,13 @@ class LocalSearch:
     plan: Plan
     reference: Reference
 
-    async def run(self, broadcast: Broadcast, space: PromptSpace) -> Searched:
+    async def run(self, broadcast: Broadcast, space: PromptSpace) -> tuple[Searched, Floats]:
         """Search from the server's mean and step size.
 
         Ends early, with what it has, where the budget ends.
+
+        Returns:
+            What it gives, and z of its best candidate.
 
         Raises:
             BudgetSpent: The client's own budget ended before it finished one generation.
@@ -142,7 +152,7 @@ class LocalSearch:
             scored=self.scorer.budget.spent.scored - before,
         )
         ended = spent is not None and not spent.own
-        return Searched(update, best, distinct_share(prompts), ended, bool(steps))
+        return Searched(update, distinct_share(prompts), ended, bool(steps)), best
 
     async def _generation(
         self,
@@ -219,7 +229,7 @@ class LocalSearch:
         views = verbalizer.views(*await self.scorer.scores(prompt, texts))
         if anchor is not None:
             views = views - views.mean(axis=1, keepdims=True) + anchor
-        return self.plan.loss(verbalizer.read(views), labels)
+        return named(self.plan.loss, self.plan.margin)(verbalizer.read(views), labels)
 
     def _batch(self, key: tuple[int, ...]) -> list[int]:
         """Training texts of a generation: the same for all its candidates, drawn anew each time."""

@@ -68,8 +68,17 @@ def encode_state(state: GlobalState) -> bytes:
     Raises:
         MessageError: If a value is out of its limits or not finite as float32.
     """
-    header: _Header = {"version": VERSION, "kind": "state", "round": state.round, "d": state.dimension}
-    data = _join(header, np.append(state.mean, state.sigma))
+    return encode_broadcast(Broadcast(state.round, state.mean, state.sigma))
+
+
+def encode_broadcast(told: Broadcast) -> bytes:
+    """What `decode_state` gives, as the message that it came from.
+
+    Raises:
+        MessageError: If a value is out of its limits or not finite as float32.
+    """
+    header: _Header = {"version": VERSION, "kind": "state", "round": told.round, "d": len(told.mean)}
+    data = _join(header, np.append(told.mean, told.sigma))
     decode_state(data)
     return data
 

@@ -55,6 +55,7 @@ class Party(Protocol):
     async def search(
         self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference
     ) -> Searched: ...
+    async def proposal(self) -> Floats: ...
     async def test(
         self,
         contestants: Sequence[Contestant],

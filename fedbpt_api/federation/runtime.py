@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -180,7 +180,7 @@ async def search_round(
         except UpdateError as error:
             accepted.missing[name] = error.message
             continue
-        accepted.got[name] = searched
+        accepted.got[name] = replace(searched, update=update)  # with the numbers that arrived
         if searched.moved:  # a search that learnt nothing has nothing to say
             updates[name] = update
     need_quorum(accepted, len(clients), rules.quorum)

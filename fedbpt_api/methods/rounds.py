@@ -12,7 +12,7 @@ import numpy as np
 
 from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT
 from fedbpt_api.federation.local_search import Plan, Reference
-from fedbpt_api.federation.runtime import Round, Rules, sample, search_round
+from fedbpt_api.federation.runtime import Round, Rules, ask_all, sample, search_round
 from fedbpt_api.methods.searching import Searching, Stop
 from fedbpt_api.prompts.space import PromptSpace
 from fedbpt_api.run.assess import Assessment
@@ -20,7 +20,6 @@ from fedbpt_api.run.config import FederationSettings
 from fedbpt_api.run.origins import choose_origin
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import BudgetSpent
-from fedbpt_api.scoring.losses import named
 
 _MOST_IDLE = 20  # rounds in a row that found no prompt that is new
 
@@ -43,7 +42,8 @@ async def around(run: Searching, centre: Assessment, space: PromptSpace) -> Stop
         population=settings.popsize,
         iterations=settings.iterations,
         minibatch=settings.minibatch,
-        loss=named(settings.loss, settings.margin),
+        loss=settings.loss,
+        margin=settings.margin,
         perturb=settings.perturb,
         vocabulary=(await run.codebook()).tokens if settings.perturb else (),
     )
@@ -61,7 +61,7 @@ async def around(run: Searching, centre: Assessment, space: PromptSpace) -> Stop
         shown, ended = run.assessor.best(), merged.spent
         try:
             shown = await run.assessor.assess(space.decode(state.mean), "merged mean", state.mean)
-            for z in _proposals(merged, settings.proposals):
+            for z in await _proposals(run, merged, settings.proposals):
                 await run.assessor.assess(space.decode(z), "best candidate", z)
         except BudgetSpent:
             ended = True
@@ -77,9 +77,12 @@ def aggregator_of(federation: FederationSettings) -> Aggregator:
     return FedAvg() if federation.aggregator == "fedavg" else FedBPT(federation.sigma_rule)
 
 
-def _proposals(merged: Round, most: int) -> list[Floats]:
+async def _proposals(run: Searching, merged: Round, most: int) -> list[Floats]:
     """Some clients' best candidates, the clients taking turns."""
     names = sorted(merged.searched)
     wanted = min(most, len(names))
     first = merged.state.round * wanted
-    return [merged.searched[names[(first + i) % len(names)]].best for i in range(wanted)]
+    turn = [names[(first + i) % len(names)] for i in range(wanted)]
+    asked = [client for client in run.parties.clients if client.name in turn]
+    answers = await ask_all(asked, lambda client: client.proposal(), run.settings.federation.timeout)
+    return [answers.got[name] for name in turn if name in answers.got]

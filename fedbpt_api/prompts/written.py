@@ -22,7 +22,8 @@ SHORTEST = 3
 """Tokens that a line has at least; shorter ones are of no use."""
 
 _TEMPERATURE = 0.8
-_LONGEST = 20  # tokens of a line
+LONGEST = 20
+"""Tokens that a line has at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ async def write_line(
         rng: Draws the tokens, at temperature 0.8.
     """
     ids: Ids = ()
-    while len(ids) < _LONGEST:
+    while len(ids) < LONGEST:
         found = await probable(ids)
         tokens = sorted(found)
         # The order of perturbed log-probabilities is a draw without replacement (Gumbel), so a token that

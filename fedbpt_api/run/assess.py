@@ -18,6 +18,7 @@ from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.scoring.backend import Floats, Soft
+from fedbpt_api.scoring.budget import shared_out
 from fedbpt_api.verbalizer import Answering, FitReport, Kind, Verbalizer, fit_over_clients
 
 R = TypeVar("R")
@@ -162,10 +163,10 @@ class Assessor:
             train = {name: Sums(n, loss) for name, (n, loss) in report.held_out.items()}
         else:
             verbalizer = fixed
-            train = (await self.ask(lambda c: c.evaluate(prompt, fixed, "train"))).got
+            train = (await self.ask(lambda c: c.evaluate(prompt, fixed, "train"), None, _train)).got
         sums: Answers[Sums] = Answers()
         if joined or self._promising(train):
-            sums = await self.ask(lambda c: c.evaluate(prompt, verbalizer), train)
+            sums = await self.ask(lambda c: c.evaluate(prompt, verbalizer), train, _dev)
         text = await self._text(prompt)
         z = z if isinstance(prompt, Soft) else None
         floor = self.centre.train if self.centre and not self._unsearched(prompt) else {}
@@ -208,7 +209,7 @@ class Assessor:
         if doubted.repeated:
             return doubted
         second = await self.ask(
-            lambda c: c.evaluate(doubted.prompt, doubted.verbalizer, repeat=1), doubted.dev
+            lambda c: c.evaluate(doubted.prompt, doubted.verbalizer, repeat=1), doubted.dev, _dev
         )
         dev = {
             name: Sums(old.n, (old.loss + new.loss) / 2, (old.correct + new.correct) // 2)
@@ -312,18 +313,28 @@ class Assessor:
         return sum(client.cost for client in self.parties.clients)
 
     async def ask(
-        self, question: Callable[[Party], Awaitable[R]], names: Collection[str] | None = None
+        self,
+        question: Callable[[Party], Awaitable[R]],
+        names: Collection[str] | None = None,
+        need: Callable[[Party], int] = lambda party: 0,
     ) -> Answers[R]:
-        """Put a question to all clients, or to those named; go on while a quorum answers."""
+        """Put a question to all clients, or to those named; go on while a quorum answers.
+
+        Args:
+            question: What is asked.
+            names: Of whom; all without it.
+            need: Inputs that a client may have to have answered for it; dealt out where the budget ends.
+        """
         clients = [c for c in self.parties.clients if names is None or c.name in names]
         federation = self.settings.federation
-        answers = await ask_all(clients, question, federation.timeout)
+        with shared_out([c.budget for c in clients], [need(c) * len(c.info.inputs) for c in clients]):
+            answers = await ask_all(clients, question, federation.timeout)
         need_quorum(answers, len(clients), federation.quorum)
         return answers
 
     async def _fits(self, prompt: Asked, names: Collection[str] | None = None) -> Answers[Answering]:
         """The clients' sides of a fit for a prompt."""
-        return await self.ask(lambda client: client.fit(prompt, self.parties.groups), names)
+        return await self.ask(lambda client: client.fit(prompt, self.parties.groups), names, _train)
 
     async def _fit(self, fits: Sequence[Answering], kind: Kind) -> tuple[Verbalizer, FitReport]:
         parties = self.parties
@@ -332,6 +343,14 @@ class Assessor:
         )
         parties.count_bytes(fitted[1].bytes_up, fitted[1].bytes_down)
         return fitted
+
+
+def _train(party: Party) -> int:
+    return party.n_train
+
+
+def _dev(party: Party) -> int:
+    return party.n_dev
 
 
 def _total(sums: Mapping[str, Sums], names: Collection[str] | None = None) -> Sums:

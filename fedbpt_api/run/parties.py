@@ -29,6 +29,7 @@ from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.scoring.trie import LabelTrie, label_trie, remarks
 from fedbpt_api.task import Task, validate
 
+Opening = Callable[[Settings, Task, Callable[[], bool], "Keep"], Awaitable["Parties"]]  # as `open_parties`
 _LONG = 15.0  # seconds that an answer may take before it is remarked on
 Opener = Callable[..., Awaitable[Backend]]  # as `open_backend`
 _ROOM = 48  # tokens that a prompt may add to the longest starting prompt

@@ -27,7 +27,7 @@ from fedbpt_api.run.folder import RunFolder
 from fedbpt_api.run.inputs import Inputs
 from fedbpt_api.run.layout import settle_layout
 from fedbpt_api.run.meter import Meter, client_record
-from fedbpt_api.run.parties import Keep, Parties, open_parties, versions
+from fedbpt_api.run.parties import Keep, Opening, Parties, open_parties, versions
 from fedbpt_api.run.result import RoundRecord, RunResult
 from fedbpt_api.run.testing import final_test
 from fedbpt_api.run.words import choose_words
@@ -48,6 +48,7 @@ class Tuner:
         folder: Where everything is kept; None keeps nothing.
         on_event: Called with each event, in order.
         keep: Where answers are kept and found, if that is not the folder: for a replay.
+        opener: Opens the parties; those of this process, if it is not given.
 
     Raises:
         RunFolderError: The folder holds a run already or cannot be written.
@@ -60,7 +61,9 @@ class Tuner:
         folder: Path | RunFolder | None = None,
         on_event: Callable[[Event], None] | None = None,
         keep: Keep | None = None,
+        opener: Opening = open_parties,
     ) -> None:
+        self._opener = opener
         self.settings = settings
         self.task = task
         if isinstance(folder, Path):
@@ -116,7 +119,7 @@ class Tuner:
         parties: Parties | None = None
         watching: asyncio.Task[None] | None = None
         try:
-            parties = await open_parties(self.settings, self.task, lambda: self._stopping, self._keep)
+            parties = await self._opener(self.settings, self.task, lambda: self._stopping, self._keep)
             self._assessor = self._judge(parties)
             if self._folder is not None:
                 self._folder.start()

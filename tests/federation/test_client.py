@@ -254,7 +254,7 @@ async def test_a_search_improves_on_where_it_began() -> None:
     searched = await client.search(BROADCAST, space, plan, reference)
     begun, best = [
         (await client.evaluate(space.decode(z), reference.verbalizer, "train")).mean_loss
-        for z in (BROADCAST.mean, searched.best)
+        for z in (BROADCAST.mean, await client.proposal())
     ]
     assert best < begun
     assert 0 < searched.distinct <= 1
@@ -265,7 +265,7 @@ async def test_a_search_improves_on_where_it_began() -> None:
 async def test_a_minibatch_is_the_same_for_a_generation_s_candidates_and_another_for_the_next() -> None:
     toy = Listening()
     client = await make_client(backend=toy, train=12)
-    plan = Plan(population=4, iterations=3, minibatch=5, loss=cross_entropy)
+    plan = Plan(population=4, iterations=3, minibatch=5)
     await client.search(BROADCAST, Unseen(), plan, FIVE)
     assert [len(batch) for batch in toy.batches] == [5] * 13  # three generations of four, and the mean
     generations = [set(toy.batches[i : i + 4]) for i in (0, 4, 8)]
@@ -306,7 +306,7 @@ async def test_a_client_whose_budget_ends_stops_early_with_what_it_has(limit: in
     assert searched.update.scored == client.scorer.budget.spent.scored
     assert math.isfinite(searched.update.loss) and searched.update.loss < 100
     decode_update(encode_update(searched.update))
-    assert searched.best.shape == searched.update.mean.shape == (2,)
+    assert (await client.proposal()).shape == searched.update.mean.shape == (2,)
 
 
 async def test_a_search_that_cannot_begin_says_so_and_has_no_cost() -> None:

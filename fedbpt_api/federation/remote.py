@@ -1,0 +1,365 @@
+"""A party behind a network, as the server sees it: each question is an envelope there and one back.
+
+The budget that counts here is the server's own: a question is granted what is left of it, and what the party
+says that it cost is taken off. A party's own budget stays its own business; it tells when it is spent.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from fedbpt_api.errors import FedbptError, QuotaError
+from fedbpt_api.federation import plain
+from fedbpt_api.federation.envelope import Envelope, opened, seal
+from fedbpt_api.federation.local_search import Plan, Reference, Searched
+from fedbpt_api.federation.messages import Broadcast, MessageError, decode_update, encode_broadcast
+from fedbpt_api.federation.tally import Contestant, Sums, Tally
+from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
+from fedbpt_api.prompts.written import LONGEST, Job, Line
+from fedbpt_api.scoring.backend import BackendInfo, Floats, Usage
+from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
+from fedbpt_api.scoring.scorer import Stopped
+from fedbpt_api.verbalizer import Verbalizer
+
+Exchange = Callable[[bytes], Awaitable[bytes]]
+"""Brings an envelope to the party, and its answer back. May raise a FedbptError or a TimeoutError."""
+
+_MOST_PAIRS = 500  # words of a party's sums
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a party tells of itself before it is asked anything.
+
+    Attributes:
+        name: Its name.
+        train, dev, test: Numbers of texts.
+        longest: Tokens of its longest input without a prompt.
+        info: What its server is.
+        limit: Scored examples that it will spend at most; None where it does not say.
+    """
+
+    name: str
+    train: int
+    dev: int
+    test: int
+    longest: int
+    info: BackendInfo
+    limit: int | None
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Facts:
+        """From the answer to "facts".
+
+        Raises:
+            MessageError: Something is missing, or no such number.
+        """
+        try:
+            info = BackendInfo(
+                kind=str(fields["kind"]),
+                model=str(fields["model"]),
+                fingerprint=str(fields["fingerprint"]),
+                context=plain.whole(fields["context"], 1),
+                max_words=plain.whole(fields["max_words"], 0),
+                noise=plain.finite(fields["noise"]),
+                block=plain.whole(fields["block"], 1),
+                inputs=tuple(plain.whole(n) for n in fields["inputs"]),
+            )
+            return cls(
+                name=str(fields["name"]),
+                train=plain.whole(fields["train"]),
+                dev=plain.whole(fields["dev"]),
+                test=plain.whole(fields["test"]),
+                longest=plain.whole(fields["longest"]),
+                info=info,
+                limit=None if fields["scored"] is None else plain.whole(fields["scored"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise MessageError(f"a party does not say what it is: {error}") from error
+
+
+@dataclass
+class RemoteParty:
+    """A `Party` that is asked by envelopes.
+
+    Attributes:
+        facts: What it is.
+        exchange: How envelopes reach it.
+        budget: What its questions have cost; its parent is the run's.
+        tested: What its test has cost.
+    """
+
+    facts: Facts
+    exchange: Exchange
+    budget: Budget
+    tested: Budget | None = None
+    _words: Ids = ()
+    _told: tuple[Ids, object] = ((), None)  # words and rounds that the party knows
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    @classmethod
+    async def reach(cls, exchange: Exchange, run: Budget) -> RemoteParty:
+        """Ask a party what it is.
+
+        Raises:
+            FedbptError: It does not answer, or something else.
+        """
+        answer = opened(await exchange(seal(Envelope("facts", {}))))
+        if answer.kind != "facts":
+            raise MessageError(f"a party answers {answer.kind!r} where it should say what it is")
+        facts = Facts.read(answer.fields.get("answer", {}))
+        return cls(facts, exchange, Budget(Limits(scored=facts.limit), run))
+
+    @property
+    def name(self) -> str:
+        return self.facts.name
+
+    @name.setter
+    def name(self, value: str) -> None:
+        raise AttributeError("a party's name is its own")
+
+    @property
+    def info(self) -> BackendInfo:
+        return self.facts.info
+
+    @property
+    def n_train(self) -> int:
+        return self.facts.train
+
+    @property
+    def n_dev(self) -> int:
+        return self.facts.dev
+
+    @property
+    def n_test(self) -> int:
+        return self.facts.test
+
+    @property
+    def waiting(self) -> float:
+        return 0.0
+
+    @property
+    def cost(self) -> int:
+        return (self.n_train + self.n_dev) * len(self.info.inputs)
+
+    def search_cost(self, plan: Plan) -> int:
+        return plan.cost(self.n_train, len(self.info.inputs))
+
+    def use_words(self, words: Ids) -> None:
+        self._words = words
+
+    async def word_sums(self, prompt: Ids) -> tuple[tuple[int, float], ...]:
+        answer = await self._ask("word sums", {"prompt": list(prompt)}, self._inputs(self.n_train))
+        return _pairs(answer.fields)
+
+    async def write(self, jobs: Sequence[Job], judge: Reference) -> tuple[Line, ...]:
+        fields = {"jobs": [plain.of_job(job) for job in jobs], "judge": plain.of_reference(judge)}
+        answer = await self._ask("write", fields, len(jobs) * (LONGEST + len(self.info.inputs)))
+        lines = tuple(plain.to_line(line) for line in _list(answer.fields, "lines", len(jobs)))
+        if not {line.label for line in lines} <= {job.label for job in jobs}:
+            raise MessageError(f"{self.name} has written lines for labels that it was not asked for")
+        return lines
+
+    async def fit(
+        self, prompt: Asked, groups: Sequence[Sequence[int]], *, with_dev: bool = False
+    ) -> RemoteFit:
+        number = str(next(self._numbers))
+        fields = {
+            "fit": number,
+            "prompt": plain.of_prompt(prompt),
+            "groups": [list(group) for group in groups],
+            "with_dev": with_dev,
+        }
+        await self._ask("fit", fields, self._inputs(self.n_train + self.n_dev * with_dev))
+        return RemoteFit(self, number)
+
+    async def evaluate(
+        self, prompt: Asked, verbalizer: Verbalizer, part: Literal["train", "dev"] = "dev", repeat: int = 0
+    ) -> Sums:
+        n = self.n_dev if part == "dev" else self.n_train
+        fields = {
+            "prompt": plain.of_prompt(prompt),
+            "verbalizer": verbalizer.to_dict(),
+            "part": part,
+            "repeat": repeat,
+        }
+        sums = plain.to_sums((await self._ask("evaluate", fields, self._inputs(n))).fields)
+        if sums.n != n:
+            raise MessageError(f"{self.name} has {n} such texts, but tells of {sums.n}")
+        return sums
+
+    async def agreement(
+        self, judged: Sequence[tuple[Asked, Verbalizer]], sets: Sequence[Sequence[int]], trust: float
+    ) -> Floats:
+        fields = {
+            "judged": [[plain.of_prompt(prompt), verbalizer.to_dict()] for prompt, verbalizer in judged],
+            "sets": [list(places) for places in sets],
+            "trust": trust,
+        }
+        found = plain.to_floats((await self._ask("agreement", fields)).fields.get("distances"))
+        if found.shape != (len(sets),) or (found < 0).any():
+            raise MessageError(f"{self.name} does not give a distance for each of {len(sets)} sets")
+        return found
+
+    async def search(
+        self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference
+    ) -> Searched:
+        rounds = (space, plan, reference)
+        if self._told[1] != rounds:
+            fields = {
+                "space": plain.of_space(space),
+                "plan": plain.of_plan(plan),
+                "reference": plain.of_reference(reference),
+            }
+            await self._ask("rounds", fields)
+            self._told = (self._told[0], rounds)
+        answer = await self._ask("search", {}, self.search_cost(plan), encode_broadcast(broadcast))
+        update = decode_update(answer.body)
+        if (update.client, update.n) != (self.name, self.n_train):
+            raise MessageError(f"{self.name} has sent the update of {update.client} with {update.n} texts")
+        told = answer.fields
+        if not all(type(told.get(name)) is bool for name in ("spent", "moved")):
+            raise MessageError(f"{self.name} does not say how its search ended")
+        return Searched(update, plain.finite(told.get("distinct")), told["spent"], told["moved"])
+
+    async def proposal(self) -> Floats:
+        body = (await self._ask("proposal", {})).body
+        if not body or len(body) % 4:
+            raise MessageError(f"{self.name} proposes {len(body)} bytes, which are no float32 numbers")
+        return plain.to_floats(np.frombuffer(body, dtype="<f4").astype(np.float64))
+
+    async def test(
+        self,
+        contestants: Sequence[Contestant],
+        common: int,
+        progress: Callable[[int], None] = lambda answers: None,
+        timeout: float | None = None,
+    ) -> Tally:
+        """As a client's; the time is the exchange's to keep, and progress is told at the end."""
+        fields = {"contestants": [plain.of_contestant(c) for c in contestants], "common": common}
+        answer = await self._ask("test", fields)
+        methods = [*(c.method for c in contestants), "majority"]
+        tally = plain.to_tally(answer.fields, methods, len(contestants[0].verbalizer.groups))
+        progress(self.n_test * len({c.prompt for c in contestants}))
+        return tally
+
+    async def aclose(self) -> None:
+        """Nothing is open on this side."""
+
+    def _inputs(self, texts: int) -> int:
+        return texts * len(self.info.inputs)
+
+    async def ask_fit(self, number: str, message: bytes) -> bytes:
+        """A message of a fit that has begun."""
+        return (await self._ask("fit message", {"fit": number}, body=message)).body
+
+    async def _ask(self, kind: str, fields: dict[str, Any], need: int = 0, body: bytes = b"") -> Envelope:
+        """Put a question, and count what its answer cost.
+
+        Args:
+            kind: What is asked.
+            fields: Of the envelope.
+            need: Scored examples that it may take; no more than these, or than is left, are granted.
+            body: Of the envelope.
+
+        Raises:
+            BudgetSpent, Stopped, FedbptError: What the party answers, or how it failed to.
+        """
+        if self._words != self._told[0]:
+            words, self._told = self._words, (self._words, self._told[1])
+            await self._ask("words", {"words": list(words)})
+        granted = Usage(scored=min(need, self._left(need)))
+        data = seal(Envelope(kind, fields | {"grant": granted.scored}, body))
+        self._run.reserve(granted)
+        try:
+            answer = opened(await self.exchange(data))
+            self._count(answer.fields.get("cost"))
+        finally:
+            self._run.settle(granted, Usage())
+        inner = answer.fields.get("answer")
+        if not isinstance(inner, dict):
+            raise MessageError(f"{self.name} answers {kind!r} with something else")
+        match answer.kind:
+            case "spent":
+                raise BudgetSpent(str(inner.get("cap")), inner.get("own") is True)
+            case "stopped":
+                raise Stopped
+            case "quota":
+                raise QuotaError(str(inner.get("message")), str(inner.get("hint")))
+            case "failed":
+                raise FedbptError(str(inner.get("message")), str(inner.get("hint")))
+        return Envelope(answer.kind, inner, answer.body)
+
+    def _left(self, need: int) -> int:
+        """Scored examples that the next question may take at most, of those that it may need.
+
+        A party looks after its own budget itself: only it can tell how much of a question fits.
+        """
+        left = self._run.left()
+        dealt = self.budget.grant.scored
+        share = need if dealt is None else max(dealt - self.budget.spent.scored, 0)
+        return share if left is None else min(share, left)
+
+    @property
+    def _run(self) -> Budget:
+        """The budget that all parties share."""
+        return self.budget.parent or Budget()
+
+    def _count(self, costs: object) -> None:
+        """Take what an answer cost off the budgets: the search's, and the test's."""
+        if not isinstance(costs, list) or len(costs) != 2:
+            raise MessageError(f"{self.name} does not say what its answer cost")
+        try:
+            search, test = (
+                {key: plain.whole(cost[key]) for key in (*_USAGE, "duplicates", "stored")} for cost in costs
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise MessageError(f"{self.name} does not say what its answer cost: {error}") from error
+        if any(test.values()):
+            self.tested = self.tested or Budget()
+            self.tested.settle(Usage(), Usage(**{key: test[key] for key in _USAGE}))
+            self.tested.stored += test["stored"]
+        self.budget.count_duplicates(search["duplicates"])
+        self.budget.count_stored(search["stored"])
+        self.budget.settle(Usage(), Usage(**{key: search[key] for key in _USAGE}))
+
+
+_USAGE = ("scored", "prompt_tokens", "cached_tokens", "requests")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFit:
+    """A party's side of a verbalizer's fit."""
+
+    party: RemoteParty
+    number: str
+
+    @property
+    def name(self) -> str:
+        return self.party.name
+
+    async def answer(self, message: bytes) -> bytes:
+        return await self.party.ask_fit(self.number, message)
+
+
+def _list(fields: Mapping[str, Any], name: str, most: int) -> list[Any]:
+    found = fields.get(name)
+    if not isinstance(found, list) or len(found) > most:
+        raise MessageError(f"expected at most {most} {name}")
+    return found
+
+
+def _pairs(fields: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
+    """Words and their sums of squared deviations."""
+    try:
+        found = tuple((plain.whole(t), plain.finite(s)) for t, s in _list(fields, "pairs", _MOST_PAIRS))
+    except (TypeError, ValueError) as error:
+        raise MessageError(f"a party's sums of words are none: {error}") from error
+    if any(total < 0 for _, total in found) or not np.isfinite([s for _, s in found]).all():
+        raise MessageError("a party's sums of squares are not positive")
+    return found

@@ -1,0 +1,250 @@
+"""A party's side of the network: questions in envelopes, answered by its `Client`.
+
+One question is answered at a time, within what the server grants for it and the party's own budget. What an
+answer cost goes with it. Nothing here knows how envelopes travel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from fedbpt_api.errors import FedbptError, QuotaError
+from fedbpt_api.federation import plain
+from fedbpt_api.federation.client import Client
+from fedbpt_api.federation.envelope import Envelope, opened, seal
+from fedbpt_api.federation.local_search import Plan, Reference
+from fedbpt_api.federation.messages import Broadcast, MessageError, decode_state, encode_update
+from fedbpt_api.federation.tally import Contestant
+from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
+from fedbpt_api.prompts.written import Job
+from fedbpt_api.scoring.backend import Usage
+from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
+from fedbpt_api.scoring.scorer import Stopped
+from fedbpt_api.verbalizer import ClientFit, Verbalizer
+
+Act = Callable[[], Awaitable[Envelope]]
+_FITS = 16  # that are kept until their last message
+
+
+class Responder:
+    """Answers for one client.
+
+    Args:
+        client: It; its budget's parent must be this party's share of the run's, without a limit.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._turn = asyncio.Lock()
+        self._fits: dict[str, ClientFit] = {}
+        self._round: tuple[PromptSpace, Plan, Reference] | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the server may know of this party before it asks: counts, and what its model is."""
+        client, info = self._client, self._client.info
+        return {
+            "name": client.name,
+            "train": client.n_train,
+            "dev": client.n_dev,
+            "test": client.n_test,
+            "longest": client.longest,
+            "scored": client.budget.limits.scored,
+            "kind": info.kind,
+            "model": info.model,
+            "fingerprint": info.fingerprint,
+            "context": info.context,
+            "max_words": info.max_words,
+            "noise": info.noise,
+            "block": info.block,
+            "inputs": list(info.inputs),
+        }
+
+    async def answer(self, data: bytes) -> bytes:
+        """Answer one envelope; what goes wrong is an answer too."""
+        async with self._turn:
+            share = self._client.budget.parent
+            before = _spending(share), _spending(self._client.tested)
+            try:
+                question = opened(data)
+                if share is not None:
+                    share.limits = Limits(share.spent.scored + _grant(question.fields))
+                reply = await self._question(question.kind, question.fields, question.body)()
+            except BudgetSpent as end:
+                reply = Envelope("spent", {"cap": end.cap, "own": end.own})
+            except Stopped:
+                reply = Envelope("stopped", {})
+            except QuotaError as error:
+                reply = Envelope("quota", {"message": error.message, "hint": error.hint})
+            except (FedbptError, TimeoutError) as error:
+                told = error if isinstance(error, FedbptError) else FedbptError("no answer in time")
+                reply = Envelope("failed", {"message": told.message, "hint": told.hint})
+            after = _spending(share), _spending(self._client.tested)
+            costs = [
+                {key: later[key] - sooner[key] for key in later}
+                for sooner, later in zip(before, after, strict=True)
+            ]
+            return seal(Envelope(reply.kind, {"answer": reply.fields, "cost": costs}, reply.body))
+
+    @plain.reading
+    def _question(self, kind: str, fields: Mapping[str, Any], body: bytes) -> Act:
+        """What is to be done, once everything that it needs has been read and checked.
+
+        Raises:
+            MessageError: It is no question, or does not fit this party.
+        """
+        client = self._client
+        match kind:
+            case "facts":
+                return self._facts
+            case "words":
+                words = plain.to_ids(fields["words"])
+                if not 0 < len(words) <= client.info.max_words:
+                    raise ValueError(f"{len(words)} words cannot be named")
+                return partial(self._words, words)
+            case "word sums":
+                return partial(self._word_sums, plain.to_ids(fields["prompt"]))
+            case "write":
+                jobs = [plain.to_job(job) for job in fields["jobs"]]
+                return partial(self._write, jobs, self._reference(fields["judge"], jobs))
+            case "fit":
+                groups = [plain.to_ids(group) for group in fields["groups"]]
+                if any(not 0 <= column < self._width for group in groups for column in group):
+                    raise ValueError("a label's column is none of the words")
+                prompt, with_dev = plain.to_prompt(fields["prompt"]), bool(fields["with_dev"])
+                return partial(self._fit, str(fields["fit"]), prompt, groups, with_dev)
+            case "fit message":
+                fit = self._fits.get(str(fields["fit"]))
+                if fit is None:
+                    raise MessageError(f"{client.name} does not know this fit", "it may have been restarted")
+                return partial(self._fit_message, fit, body)
+            case "evaluate":
+                prompt, repeat = plain.to_prompt(fields["prompt"]), plain.whole(fields["repeat"])
+                part: Literal["train", "dev"] = "train" if fields["part"] == "train" else "dev"
+                return partial(self._evaluate, prompt, self._verbalizer(fields["verbalizer"]), part, repeat)
+            case "agreement":
+                judged = [(plain.to_prompt(p), self._verbalizer(v)) for p, v in fields["judged"]]
+                sets = [[plain.whole(k, 0, len(judged) - 1) for k in places] for places in fields["sets"]]
+                if not judged or not all(sets):
+                    raise ValueError("a set of no prompts")
+                return partial(self._agreement, judged, sets, plain.finite(fields["trust"]))
+            case "rounds":
+                rounds = (
+                    plain.to_space(fields["space"]),
+                    plain.to_plan(fields["plan"]),
+                    self._reference(fields["reference"]),
+                )
+                return partial(self._rounds, rounds)
+            case "search":
+                if self._round is None:
+                    raise MessageError(f"{client.name} does not know the space", "it may have been restarted")
+                broadcast = decode_state(body)
+                if len(broadcast.mean) != self._round[0].dimension:
+                    raise ValueError(f"a mean of {len(broadcast.mean)} coordinates")
+                return partial(self._search, broadcast, self._round)
+            case "proposal":
+                return self._proposal
+            case "test":
+                contestants = [plain.to_contestant(c) for c in fields["contestants"]]
+                if not contestants or not all(self._fits_words(c.verbalizer) for c in contestants):
+                    raise ValueError("contestants that read other words")
+                common = plain.whole(fields["common"], 0, len(contestants[0].verbalizer.groups) - 1)
+                return partial(self._test, contestants, common)
+        raise MessageError(f"unknown question {kind!r}", "do server and party run the same release?")
+
+    @property
+    def _width(self) -> int:
+        return len(self._client.scorer.words)
+
+    def _fits_words(self, verbalizer: Verbalizer) -> bool:
+        return verbalizer.words == self._client.scorer.words
+
+    def _verbalizer(self, value: object) -> Verbalizer:
+        verbalizer = plain.to_verbalizer(value)
+        if not self._fits_words(verbalizer):
+            raise ValueError("a verbalizer that reads other words than this party was told")
+        return verbalizer
+
+    def _reference(self, value: object, jobs: Sequence[Job] = ()) -> Reference:
+        reference = plain.to_reference(value)
+        labels = len(reference.verbalizer.groups)
+        if not self._fits_words(reference.verbalizer) or any(job.label >= labels for job in jobs):
+            raise ValueError("a reference that reads other words than this party was told")
+        return reference
+
+    # What is done ---------------------------------------------------------------------------
+
+    async def _facts(self) -> Envelope:
+        return Envelope("facts", self.facts)
+
+    async def _words(self, words: Ids) -> Envelope:
+        self._client.use_words(words)
+        return Envelope("done", {})
+
+    async def _word_sums(self, prompt: Ids) -> Envelope:
+        pairs = await self._client.word_sums(prompt)
+        return Envelope("word sums", {"pairs": [list(pair) for pair in pairs]})
+
+    async def _write(self, jobs: Sequence[Job], judge: Reference) -> Envelope:
+        lines = await self._client.write(jobs, judge)
+        return Envelope("lines", {"lines": [plain.of_line(line) for line in lines]})
+
+    async def _fit(
+        self, number: str, prompt: Asked, groups: Sequence[Sequence[int]], with_dev: bool
+    ) -> Envelope:
+        self._fits[number] = await self._client.fit(prompt, groups, with_dev=with_dev)
+        while len(self._fits) > _FITS:
+            del self._fits[next(iter(self._fits))]
+        return Envelope("done", {})
+
+    async def _fit_message(self, fit: ClientFit, message: bytes) -> Envelope:
+        return Envelope("fit message", {}, await fit.answer(message))
+
+    async def _evaluate(
+        self, prompt: Asked, verbalizer: Verbalizer, part: Literal["train", "dev"], repeat: int
+    ) -> Envelope:
+        return Envelope("sums", plain.of_sums(await self._client.evaluate(prompt, verbalizer, part, repeat)))
+
+    async def _agreement(
+        self, judged: Sequence[tuple[Asked, Verbalizer]], sets: Sequence[Sequence[int]], trust: float
+    ) -> Envelope:
+        found = await self._client.agreement(judged, sets, trust)
+        return Envelope("agreement", {"distances": found.tolist()})
+
+    async def _rounds(self, rounds: tuple[PromptSpace, Plan, Reference]) -> Envelope:
+        self._round = rounds
+        return Envelope("done", {})
+
+    async def _search(self, broadcast: Broadcast, rounds: tuple[PromptSpace, Plan, Reference]) -> Envelope:
+        searched = await self._client.search(broadcast, *rounds)
+        told = {"distinct": searched.distinct, "spent": searched.spent, "moved": searched.moved}
+        return Envelope("update", told, encode_update(searched.update))
+
+    async def _proposal(self) -> Envelope:
+        z = await self._client.proposal()
+        return Envelope("proposal", {"d": len(z)}, z.astype("<f4").tobytes())
+
+    async def _test(self, contestants: Sequence[Contestant], common: int) -> Envelope:
+        return Envelope("tally", plain.of_tally(await self._client.test(contestants, common)))
+
+
+@plain.reading
+def _grant(fields: Mapping[str, Any]) -> int:
+    return plain.whole(fields.get("grant", 0))
+
+
+def _spending(budget: Budget | None) -> dict[str, int]:
+    """What a budget has counted."""
+    budget = budget or Budget()
+    spent: Usage = budget.spent
+    return {
+        "scored": spent.scored,
+        "prompt_tokens": spent.prompt_tokens,
+        "cached_tokens": spent.cached_tokens,
+        "requests": spent.requests,
+        "duplicates": budget.duplicates,
+        "stored": budget.stored,
+    }

@@ -1,0 +1,220 @@
+"""Parties behind a network: a run is the same to the bit, and nobody believes what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedbpt_api.errors import FedbptError
+from fedbpt_api.federation.envelope import Envelope, opened, seal
+from fedbpt_api.federation.local_search import Reference
+from fedbpt_api.federation.messages import Broadcast, MessageError
+from fedbpt_api.federation.remote import RemoteParty
+from fedbpt_api.federation.responder import Responder
+from fedbpt_api.run.config import Settings
+from fedbpt_api.run.parties import Keep, Parties, open_parties
+from fedbpt_api.run.result import RunResult
+from fedbpt_api.run.tune import Tuner
+from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
+from fedbpt_api.task import Task
+from fedbpt_api.verbalizer import Verbalizer
+from toy import Toys, make_task
+from toy_clients import GROUPS, PLAN, WORDS, WordSpace, make_client, start_ids
+from toy_runs import make_settings, numbers, run_toy, texts_of
+
+CHANGES: list[dict[str, object]] = [
+    {},
+    {"search.choice": "committee", "search.ensemble": 2, "verbalizer.kind": "weighted"},
+    {"search.form": "demonstrations", "search.proposals": 2, "federation.participation": 0.5},
+    {"search.perturb": 0.5, "search.loss": "hinge", "federation.aggregator": "fedavg"},
+    {"budget.scored": 300, "search.rounds": 50},
+    {"clients.1.budget": {"scored": 150}, "search.rounds": 50},
+    {"search.minibatch": 3, "verbalizer.kind": "bias"},
+]
+
+
+@dataclass
+class Wire:
+    """Brings envelopes to a party in this process, and keeps what it answered."""
+
+    responder: Responder
+    sent: list[bytes] = field(default_factory=list)
+    got: list[bytes] = field(default_factory=list)
+
+    async def exchange(self, data: bytes) -> bytes:
+        self.sent.append(data)
+        self.got.append(await self.responder.answer(data))
+        return self.got[-1]
+
+
+async def over_wires(task: Task, changes: dict[str, object]) -> tuple[RunResult, list[Wire]]:
+    """A run whose parties are reached by envelopes only."""
+    wires: list[Wire] = []
+
+    async def opener(settings: Settings, task: Task, stopping: Callable[[], bool], keep: Keep) -> Parties:
+        parties = await open_parties(settings, task, stopping, keep)
+        remote = []
+        for client in parties.local:
+            client.budget.parent = Budget()
+            wires.append(Wire(Responder(client)))
+            remote.append(await RemoteParty.reach(wires[-1].exchange, parties.budget))
+        parties.clients[:] = remote
+        return parties
+
+    tuner = Tuner(make_settings(task, changes), task, opener=opener)
+    return await tuner.run(), wires
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=lambda c: ", ".join(c) or "default")
+async def test_a_run_over_wires_is_the_run_in_this_process(toys: Toys, changes: dict[str, object]) -> None:
+    task = make_task()
+    here = await run_toy(task, changes)
+    there, wires = await over_wires(task, changes)
+    assert there.prompt == here.prompt
+    assert repr(numbers(there)) == repr(numbers(here))
+    assert there.test == here.test
+    assert there.stopped == here.stopped
+    for name, row in here.spent.items():
+        # What a cache has depends on who has asked before.
+        assert {k: n for k, n in there.spent[name].items() if k != "cached_tokens"} == {
+            k: n for k, n in row.items() if k != "cached_tokens"
+        }
+    private = [text.encode() for text in texts_of(task.clients)]
+    for wire in wires:
+        for data in (*wire.sent, *wire.got):
+            assert not any(text in data for text in private)
+
+
+async def test_a_rounds_envelopes_stay_below_4_kilobytes(toys: Toys) -> None:
+    client = await make_client()
+    wire = Wire(Responder(client))
+    party = await RemoteParty.reach(wire.exchange, Budget())
+    space = replace(WordSpace(), dimension=500)
+    reference = Reference(await start_ids(), Verbalizer.from_words(WORDS, GROUPS))
+    with pytest.raises(MessageError, match="does not travel"):
+        await party.search(Broadcast(0, np.zeros(500), 1.0), space, PLAN, reference)
+    wire.responder._round = (space, PLAN, reference)
+    party._told = (party._told[0], (space, PLAN, reference))
+    await party.search(Broadcast(0, np.full(500, 1 / 3), 1.0), space, PLAN, reference)
+    await party.proposal()
+    search, proposal = zip(wire.sent[-2:], wire.got[-2:], strict=True)
+    assert max(map(len, search)) <= 4096 and max(map(len, proposal)) <= 4096
+
+
+@given(st.binary(max_size=200) | st.builds(seal, st.builds(Envelope, st.text(max_size=8), st.just({}))))
+@settings(max_examples=60, deadline=None)
+async def test_a_party_answers_whatever_arrives(data: bytes) -> None:
+    answer = opened(await Responder(await make_client(train=2, dev=0)).answer(data))
+    assert answer.kind in ("failed", "facts")
+
+
+KINDS = ("words", "word sums", "write", "fit", "fit message", "evaluate", "agreement", "rounds", "search")
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = (
+    "words",
+    "prompt",
+    "jobs",
+    "judge",
+    "groups",
+    "fit",
+    "verbalizer",
+    "part",
+    "repeat",
+    "judged",
+    "sets",
+)
+MORE = ("trust", "space", "plan", "reference", "contestants", "common", "grant", "ids", "members", "kind")
+
+
+@given(
+    st.sampled_from((*KINDS, "test")),
+    st.dictionaries(st.sampled_from(NAMES + MORE), VALUES, max_size=6),
+    st.binary(max_size=40),
+)
+@settings(max_examples=300, deadline=None)
+async def test_a_party_refuses_questions_that_are_none(
+    kind: str, fields: dict[str, Any], body: bytes
+) -> None:
+    data = orjson.dumps({"version": 1, "kind": kind, "fields": fields}) + b"\n" + body
+    client = await make_client(train=2, dev=0)
+    answer = opened(await Responder(client).answer(data))
+    assert answer.kind == "failed" or (answer.kind, kind) in {("done", "words"), ("agreement", "agreement")}
+
+
+async def lying(change: Callable[[dict[str, Any]], None], kind: str) -> RemoteParty:
+    """A party whose answers of a kind are changed on their way."""
+    responder = Responder(await make_client())
+
+    async def exchange(data: bytes) -> bytes:
+        answer = opened(await responder.answer(data))
+        fields = orjson.loads(orjson.dumps(dict(answer.fields)))
+        if answer.kind == kind:
+            change(fields)
+        return seal(Envelope(answer.kind, fields, answer.body))
+
+    return await RemoteParty.reach(exchange, Budget(Limits(scored=1000)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"answer": {"n": 7, "loss": 1.0, "correct": 1}}, "tells of 7"),
+        ({"answer": {"n": 8, "loss": None, "correct": 1}}, "no finite number"),
+        ({"answer": {"n": 8, "loss": 1.0, "correct": 9}}, "9 of 8 texts are correct"),
+        ({"answer": [1]}, "with something else"),
+        ({"cost": []}, "what its answer cost"),
+        ({"cost": [{}, {}]}, "what its answer cost"),
+    ],
+)
+async def test_sums_that_cannot_be_are_refused(changed: dict[str, Any], problem: str) -> None:
+    party = await lying(lambda fields: fields.update(changed), "sums")
+    with pytest.raises(FedbptError, match=problem):
+        await party.evaluate(await start_ids(), Verbalizer.from_words(WORDS, GROUPS))
+
+
+async def test_a_search_by_another_name_is_refused() -> None:
+    responder = Responder(await make_client("client9"))
+
+    async def exchange(data: bytes) -> bytes:
+        answer = opened(await responder.answer(data))
+        fields = dict(answer.fields)
+        if answer.kind == "facts":
+            fields["answer"] = {**fields["answer"], "name": "client0"}
+        return seal(Envelope(answer.kind, fields, answer.body))
+
+    party = await RemoteParty.reach(exchange, Budget())
+    reference = Reference(await start_ids(), Verbalizer.from_words(WORDS, GROUPS))
+    responder._round = (WordSpace(), PLAN, reference)
+    party._told = ((), (WordSpace(), PLAN, reference))
+    with pytest.raises(MessageError, match="has sent the update of client9"):
+        await party.search(Broadcast(0, np.zeros(2), 1.0), WordSpace(), PLAN, reference)
+
+
+async def test_what_is_granted_is_never_exceeded() -> None:
+    client = await make_client()
+    client.budget.parent = Budget()
+    run = Budget(Limits(scored=11))
+    party = await RemoteParty.reach(Responder(client).answer, run)
+    with pytest.raises(BudgetSpent) as end:
+        await party.fit(await start_ids(), GROUPS)  # 12 texts
+    assert not end.value.own and run.spent.scored == 0
+    await party.evaluate(await start_ids(), Verbalizer.from_words(WORDS, GROUPS))
+    assert run.spent.scored == party.budget.spent.scored == 8 and run.left() == 3
+
+
+async def test_versions_that_differ_are_named() -> None:
+    data = seal(Envelope("facts", {})).replace(b'"version":1', b'"version":2')
+    answer = opened(await Responder(await make_client()).answer(data))
+    assert "version 2" in answer.fields["answer"]["message"]
+    assert "same release" in answer.fields["answer"]["hint"]
