@@ -87,6 +87,15 @@ class Entry:
             curve=tuple(_curve(Path(result.folder))) if result.folder else (),
         )
 
+    @property
+    def fall(self) -> float:
+        """How far development accuracy in the last tenth of the curve lies below its best; 0 without one."""
+        known = [(scored, accuracy) for scored, _, accuracy in self.curve if math.isfinite(accuracy)]
+        if not known:
+            return 0.0
+        late = [accuracy for scored, accuracy in known if scored >= 0.9 * known[-1][0]]
+        return max(accuracy for _, accuracy in known) - min(late)
+
 
 def _curve(folder: Path) -> Iterator[Point]:
     """The best so far by held-out loss, after each prompt that a run judged."""
@@ -138,14 +147,19 @@ def summarise(entries: Iterable[Entry], out: Path, head: Mapping[str, str]) -> s
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """A Markdown table for each task and split: accuracy in per cent, mean and deviation over seeds."""
+    """A Markdown table for each task and split: accuracy in per cent, mean and deviation over seeds.
+
+    "fall" is how many points development accuracy ends below its best, in the worst run; "bytes" are the
+    largest messages of a search round, up and down.
+    """
     parts = []
     for (task, split), some in _grouped(entries, lambda e: (e.task, e.split)).items():
         seeds = sorted({e.seed for e in some})
+        names = ["method", "budget", "mean", "sd", *(f"seed {s}" for s in seeds), "scored", "fall", "bytes"]
         lines = [
             f"### {task}, {split} ({some[0].n_test:,} test texts)\n",
-            f"| method | budget | mean | sd | {' | '.join(f'seed {s}' for s in seeds)} | scored |",
-            "|---" * (5 + len(seeds)) + "|",
+            f"| {' | '.join(names)} |",
+            "|---" * len(names) + "|",
         ]
         for (method, budget), runs in _grouped(some, lambda e: (e.method, e.budget)).items():
             for label, values in _rows(method, runs):
@@ -154,7 +168,10 @@ def table(entries: Sequence[Entry]) -> str:
                 spread = f"{stdev(per_cent):.1f}" if len(per_cent) > 1 else "\u2013"
                 cost = f"{mean(e.scored for e in runs):,.0f}"
                 shown = f"{budget:,}" if budget else "\u2013"
-                lines.append(f"| {label} | {shown} | {mean(per_cent):.1f} | {spread} | {cells} | {cost} |")
+                fall = f"{100 * max(e.fall for e in runs):.1f}"
+                sent = f"{max(e.bytes_up for e in runs):,} / {max(e.bytes_down for e in runs):,}"
+                kept = f"{cost} | {fall} | {sent}"
+                lines.append(f"| {label} | {shown} | {mean(per_cent):.1f} | {spread} | {cells} | {kept} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 

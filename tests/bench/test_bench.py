@@ -13,6 +13,7 @@ import pytest
 from fedbpt_api.bench import Cell, cells, load_suite, run_suite, summarise
 from fedbpt_api.bench.grid import prepared
 from fedbpt_api.bench.runner import finished
+from fedbpt_api.bench.summary import Entry
 from fedbpt_api.data import write_examples
 from fedbpt_api.errors import ConfigError, FedbptError
 from fedbpt_api.run.result import RunResult
@@ -190,3 +191,17 @@ def test_the_command_plans_runs_and_puts_together(suite: Path, tmp_path: Path) -
     assert "| bias |" in done.output and (out / "table.md").exists()
     wrong = fedbpt("bench", tmp_path / "none.toml")
     assert wrong.exit_code == 2 and "cannot be read" in wrong.output
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "fall"),
+    [
+        ([0.5, 0.7, 0.7], 0.0),
+        ([0.5, 0.9, 0.6], 0.3),
+        ([0.9, 0.6, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.7, 0.8], 0.2),
+    ],
+)
+def test_a_fall_is_how_far_the_end_lies_below_the_best(accuracies: list[float], fall: float) -> None:
+    curve = tuple((100 * (k + 1), 0.5, accuracy) for k, accuracy in enumerate(accuracies))
+    entry = Entry("a", "one", "m", "bbt", 8, 1, 0.5, None, 9, 9, 9, 0, 0, "budget", curve)
+    assert entry.fall == pytest.approx(fall)
