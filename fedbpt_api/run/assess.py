@@ -19,7 +19,7 @@ from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.scoring.backend import Floats, Soft
 from fedbpt_api.scoring.budget import shared_out
-from fedbpt_api.verbalizer import Answering, FitReport, Kind, Verbalizer, fit_over_clients
+from fedbpt_api.verbalizer import Answering, FitError, FitReport, Kind, Verbalizer, fit_over_clients
 
 R = TypeVar("R")
 START = "start"  # the origin of the user's own prompts
@@ -337,12 +337,28 @@ class Assessor:
         return await self.ask(lambda client: client.fit(prompt, self.parties.groups), names, _train)
 
     async def _fit(self, fits: Sequence[Answering], kind: Kind) -> tuple[Verbalizer, FitReport]:
-        parties = self.parties
-        fitted = await fit_over_clients(
-            fits, parties.words, parties.groups, kind=kind, folds=self.settings.verbalizer.folds
-        )
-        parties.count_bytes(fitted[1].bytes_up, fitted[1].bytes_down)
-        return fitted
+        """A verbalizer over these clients; one that fails, or whose numbers cannot be, is left out.
+
+        Raises:
+            QuorumError: Too few are left.
+        """
+        parties, left, missing = self.parties, list(fits), dict[str, str]()
+        while True:
+            try:
+                fitted = await fit_over_clients(
+                    left, parties.words, parties.groups, kind=kind, folds=self.settings.verbalizer.folds
+                )
+            except FitError as error:
+                if not error.client:
+                    raise
+                missing[error.client] = error.message
+                self.parties.warnings.append(error.message)
+                left = [fit for fit in left if fit.name != error.client]
+                answers = Answers({fit.name: fit for fit in left}, missing, hints={error.client: error.hint})
+                need_quorum(answers, len(fits), self.settings.federation.quorum)
+                continue
+            parties.count_bytes(fitted[1].bytes_up, fitted[1].bytes_down)
+            return fitted
 
 
 def _train(party: Party) -> int:

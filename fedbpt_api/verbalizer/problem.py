@@ -6,4 +6,14 @@ from fedbpt_api.errors import FedbptError
 
 
 class FitError(FedbptError):
-    """A client's numbers cannot be used, or a message of the fit is not what was expected."""
+    """A client's numbers cannot be used, or a message of the fit is not what was expected.
+
+    Args:
+        message: What was wrong.
+        hint: What to do about it.
+        client: Whose answer it was; empty where it is nobody's.
+    """
+
+    def __init__(self, message: str, hint: str = "", client: str = "") -> None:
+        super().__init__(message, hint)
+        self.client = client

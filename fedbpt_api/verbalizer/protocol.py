@@ -26,7 +26,6 @@ from fedbpt_api.verbalizer import regression
 from fedbpt_api.verbalizer.descent import Descent
 from fedbpt_api.verbalizer.discriminant import Classes, square
 from fedbpt_api.verbalizer.messages import AskCross, AskMoments, AskSums, Begin, Cross, Message, Moments, Sums
-from fedbpt_api.verbalizer.problem import FitError
 from fedbpt_api.verbalizer.regression import Ints
 from fedbpt_api.verbalizer.verbalizer import MARGIN, Kind, Verbalizer
 
@@ -81,9 +80,6 @@ def protocol(
         kind: The richest kind allowed. "bias" has scale 1; "weighted" may also end as a scale and a bias,
             and does without weights where there are no words beside the label words.
         folds: Folds of the cross-validation.
-
-    Raises:
-        FitError: Answers that do not fit the question.
     """
     plain = Verbalizer.from_words(words, groups)
     if kind == "words":
@@ -193,9 +189,6 @@ def _problem(answers: list[Moments], width: int, weighted: bool) -> _Problem:
     counts = np.array([a.labels for a in answers], dtype=np.intp)
     logits = np.array([a.logits for a in answers], dtype=np.float64).sum(axis=0)
     labels, upper = counts.sum(axis=0), np.triu_indices(width)
-    shapes = ((len(labels), width), (len(upper[0]),))
-    if any((a.means.shape, a.scatter.shape) != shapes for a in answers):
-        raise FitError(f"a client sent moments of other than {width} words", "do all have one word list?")
     shares = counts / np.maximum(labels, 1)
     means = np.sum([a.means * share[:, None] for a, share in zip(answers, shares, strict=True)], axis=0)
     scatter = np.sum([a.scatter for a in answers], axis=0)
@@ -282,8 +275,6 @@ def _descend(
         thetas = _trials(some, dtype)
         ask = AskSums(_designs(some), np.array([folds[j] for j in going]), thetas, curvature=False)
         sums = _add(_typed(Sums, (yield ask)))
-        if sums.gradients.shape != thetas.shape or sums.losses.shape != (len(some),):
-            raise FitError("a client sent other sums than it was asked for")
         for model, loss, gradient in zip(some, sums.losses, sums.gradients, strict=True):
             model.descent.observe(float(loss), gradient)
 
@@ -320,17 +311,12 @@ def _written(plain: Verbalizer, problem: _Problem, model: _Model) -> Verbalizer:
 
 
 def _typed(cls: type[Answer], answers: list[Message]) -> list[Answer]:
-    """The answers, which must all be of the type that was asked for."""
-    typed = [answer for answer in answers if isinstance(answer, cls)]
-    if not answers or len(typed) != len(answers):
-        raise FitError(f"expected {cls.__name__} from every client", "do all run the same version?")
-    return typed
+    """The answers, all of the type that was asked for (`checks` has seen to it)."""
+    return [answer for answer in answers if isinstance(answer, cls)]
 
 
 def _add(answers: list[Sums]) -> Sums:
     """Sums over all clients, in double precision."""
-    if len({(a.losses.shape, a.gradients.shape, a.curvature.shape) for a in answers}) > 1:
-        raise FitError("clients sent sums of different lengths", "do all have one word list?")
 
     def total(name: str) -> Floats:
         return reduce(np.add, (getattr(a, name).astype(np.float64) for a in answers))

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy.typing as npt
 
+from fedbpt_api.errors import FedbptError, QuotaError
 from fedbpt_api.scoring.backend import Bools
+from fedbpt_api.verbalizer.checks import Asked, problem
 from fedbpt_api.verbalizer.client import ClientFit
-from fedbpt_api.verbalizer.messages import decode, encode
+from fedbpt_api.verbalizer.messages import Message, Moments, decode, encode
 from fedbpt_api.verbalizer.problem import FitError
 from fedbpt_api.verbalizer.protocol import Outcome, protocol
 from fedbpt_api.verbalizer.regression import Ints
@@ -81,8 +83,9 @@ async def fit_over_clients(
         folds: Folds of the cross-validation; each client assigns its own texts.
 
     Raises:
-        FitError: No client, names that repeat, or answers that cannot be used.
-        Exception: Whatever a client's `answer` raises.
+        FitError: No client, names that repeat; or a client that fails, or whose answer cannot be used: it
+            has that client's name.
+        Exception: Whatever else a client's `answer` raises.
     """
     names = [client.name for client in clients]
     if not names or len(set(names)) != len(names):
@@ -90,19 +93,60 @@ async def fit_over_clients(
     ordered = sorted(clients, key=lambda client: client.name)
     up, down = dict.fromkeys(sorted(names), 0), dict.fromkeys(sorted(names), 0)
     talk = protocol(words, groups, kind, folds)
-    exchanges = 0
+    exchanges, asked = 0, Asked(len(groups), len(words))
+    texts: dict[str, int] = {}
     try:
         message = next(talk)
         while True:
             data = encode(message)
-            answers = await asyncio.gather(*(client.answer(data) for client in ordered))
+            answers = await asyncio.gather(*(_answer(client, data) for client in ordered))
             exchanges += 1
             for client, answer in zip(ordered, answers, strict=True):
                 up[client.name] += len(answer)
                 down[client.name] += len(data)
-            message = talk.send([decode(answer) for answer in answers])
+            read = [
+                _checked(client.name, replace(asked, n=texts.get(client.name)), message, answer)
+                for client, answer in zip(ordered, answers, strict=True)
+            ]
+            for client, told in zip(ordered, read, strict=True):
+                if isinstance(told, Moments):
+                    texts[client.name] = int(told.labels.sum())
+            message = talk.send(read)
     except StopIteration as end:
         return _report(end.value, exchanges, up, down)
+
+
+async def _answer(client: Answering, question: bytes) -> bytes:
+    """A client's answer; what goes wrong at it is told with its name.
+
+    Raises:
+        FitError: It failed.
+    """
+    try:
+        return await client.answer(question)
+    except FitError:
+        raise
+    except QuotaError:
+        raise
+    except (FedbptError, TimeoutError) as error:
+        told = error.message if isinstance(error, FedbptError) else "no answer in time"
+        hint = error.hint if isinstance(error, FedbptError) else ""
+        raise FitError(f"{client.name}: {told}", hint, client.name) from error
+
+
+def _checked(name: str, asked: Asked, question: Message, answer: bytes) -> Message:
+    """An answer, read.
+
+    Raises:
+        FitError: It is none to the question, or cannot be true.
+    """
+    try:
+        message = decode(answer)
+    except FitError as error:
+        raise FitError(f"{name}: {error.message}", error.hint, name) from error
+    if found := problem(asked, question, message):
+        raise FitError(f"{name} cannot take part in a fit: {found}", "do all run the same version?", name)
+    return message
 
 
 def fit(

@@ -27,7 +27,8 @@ Kind: TypeAlias = Literal["words", "bias", "weighted"]
 MARGIN = 0.5
 """Nats by which words outside a list are taken to be below the smallest value in it."""
 
-_FLOOR = -60.0  # log-probabilities below are raised to it, so that a server's -inf stays a number
+LOWEST = -60.0
+"""Nats below the largest of a text's log-probabilities; those below are raised to it, a server's -inf too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -218,7 +219,7 @@ def normalised(logprobs: npt.ArrayLike, width: int) -> Floats:
         raise ValueError(f"expected log-probabilities of shape [n, {width}], got {list(rows.shape)}")
     if not len(rows):
         return rows
-    rows = np.maximum(rows, rows.max(axis=1, keepdims=True) + _FLOOR)
+    rows = np.maximum(rows, rows.max(axis=1, keepdims=True) + LOWEST)
     shares: Floats = rows - log_sum(rows)
     return shares
 
@@ -233,6 +234,8 @@ def lowered(rows: Floats, exact: Bools, margin: float) -> Floats:
     """
     if exact.shape != rows.shape:
         raise ValueError(f"expected marks of shape {list(rows.shape)}, got {list(exact.shape)}")
+    if len(rows):
+        rows = np.maximum(rows, rows.max(axis=1, keepdims=True) + LOWEST)  # an exact -inf is a number too
     listed = exact | ~exact.any(axis=1, keepdims=True)
     ends = np.where(listed, rows, np.inf).min(axis=1, keepdims=True)
     return np.where(exact, rows, ends - margin)

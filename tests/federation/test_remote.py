@@ -19,6 +19,7 @@ from fedbpt_api.federation.messages import Broadcast, MessageError
 from fedbpt_api.federation.remote import RemoteParty
 from fedbpt_api.federation.responder import Responder
 from fedbpt_api.run.config import Settings
+from fedbpt_api.run.events import Event, Warned
 from fedbpt_api.run.parties import Keep, Parties, open_parties
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner
@@ -148,8 +149,12 @@ async def test_a_party_refuses_questions_that_are_none(
 ) -> None:
     data = orjson.dumps({"version": 1, "kind": kind, "fields": fields}) + b"\n" + body
     client = await make_client(train=2, dev=0)
+    client.budget.parent = Budget()
     answer = opened(await Responder(client).answer(data))
-    assert answer.kind == "failed" or (answer.kind, kind) in {("done", "words"), ("agreement", "agreement")}
+    # A draw may be a question; then it is answered, within what was granted for it.
+    assert answer.kind in ("failed", "spent", "done", "word sums", "lines", "sums", "agreement", "tally")
+    grant = fields.get("grant", 0)
+    assert client.budget.spent.scored <= (grant if isinstance(grant, int) and grant > 0 else 0)
 
 
 async def lying(change: Callable[[dict[str, Any]], None], kind: str) -> RemoteParty:
@@ -211,6 +216,39 @@ async def test_what_is_granted_is_never_exceeded() -> None:
     assert not end.value.own and run.spent.scored == 0
     await party.evaluate(await start_ids(), Verbalizer.from_words(WORDS, GROUPS))
     assert run.spent.scored == party.budget.spent.scored == 8 and run.left() == 3
+
+
+async def test_a_party_that_lies_in_a_fit_is_left_out_of_it_and_named(toys: Toys) -> None:
+    task = make_task()
+    honest = await run_toy(task, {"clients": [{"name": c.name, "train": "-"} for c in task.clients]})
+    warned: list[str] = []
+
+    async def opener(settings: Settings, task: Task, stopping: Callable[[], bool], keep: Keep) -> Parties:
+        parties = await open_parties(settings, task, stopping, keep)
+        remote = []
+        for number, client in enumerate(parties.local):
+            client.budget.parent = Budget()
+            responder = Responder(client)
+
+            async def exchange(
+                data: bytes, responder: Responder = responder, lies: bool = number == 1
+            ) -> bytes:
+                answer = opened(await responder.answer(data))
+                body = answer.body.replace(b'"Moments"', b'"Moment"') if lies else answer.body
+                return seal(Envelope(answer.kind, answer.fields, body))
+
+            remote.append(await RemoteParty.reach(exchange, parties.budget))
+        parties.clients[:] = remote
+        return parties
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Warned):
+            warned.append(event.message)
+
+    result = await Tuner(make_settings(task), task, on_event=listen, opener=opener).run()
+    assert result.test is not None and honest.test is not None
+    assert any("client1" in text and "no message of a verbalizer's fit" in text for text in warned)
+    assert {row.client for row in result.test.rows} == {row.client for row in honest.test.rows}
 
 
 async def test_versions_that_differ_are_named() -> None:

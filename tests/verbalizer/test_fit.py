@@ -332,13 +332,21 @@ def test_a_client_refuses_what_a_server_does_not_ask() -> None:
 @pytest.mark.parametrize(
     ("kind", "answer", "problem"),
     [
-        ("weighted", Cross(1, np.zeros(1), np.zeros((1, 1))), "expected Moments from every client"),
+        (
+            "weighted",
+            Cross(1, np.zeros(1), np.zeros((1, 1))),
+            "Cross, which is no answer to AskMoments",
+        ),
         (
             "weighted",
             Moments(np.ones(8), np.ones(2), np.zeros(2), np.zeros((2, 4)), np.zeros(10), 0),
             "other than 3 words",
         ),
-        ("words", Sums(np.zeros(1), np.zeros(1), np.zeros(0)), "expected Cross from every client"),
+        (
+            "words",
+            Sums(np.zeros(1), np.zeros(1), np.zeros(0)),
+            "Sums, which is no answer to AskCross",
+        ),
     ],
 )
 async def test_answers_that_do_not_fit_are_refused(
@@ -351,5 +359,6 @@ async def test_answers_that_do_not_fit_are_refused(
             assert isinstance(decode(message), AskMoments) or kind == "words"
             return encode(answer)
 
-    with pytest.raises(FitError, match=problem):
+    with pytest.raises(FitError, match=problem) as refused:
         await fit_over_clients([Odd()], (1, 2, 3), ((0,), (1,)), kind=kind)
+    assert refused.value.client == "odd"
