@@ -294,6 +294,11 @@ class Client:
         self._best = best.astype(np.float32).astype(np.float64)
         return searched
 
+    @property
+    def searched(self) -> bool:
+        """Whether it has something to propose."""
+        return self._best is not None
+
     async def proposal(self) -> Floats:
         """z of the best candidate of its last search, as it travels: float32.
 

@@ -16,6 +16,8 @@ import numpy as np
 from fedbpt_api.errors import FedbptError, QuotaError
 from fedbpt_api.federation import plain
 from fedbpt_api.federation.envelope import Envelope, opened, seal
+from fedbpt_api.federation.facts import Facts
+from fedbpt_api.federation.forgotten import Forgotten, patiently
 from fedbpt_api.federation.local_search import Plan, Reference, Searched
 from fedbpt_api.federation.messages import Broadcast, MessageError, decode_update, encode_broadcast
 from fedbpt_api.federation.tally import Contestant, Sums, Tally
@@ -29,58 +31,8 @@ from fedbpt_api.verbalizer import Verbalizer
 Exchange = Callable[[bytes], Awaitable[bytes]]
 """Brings an envelope to the party, and its answer back. May raise a FedbptError or a TimeoutError."""
 
+_Rounds = tuple[PromptSpace, Plan, Reference]
 _MOST_PAIRS = 500  # words of a party's sums
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a party tells of itself before it is asked anything.
-
-    Attributes:
-        name: Its name.
-        train, dev, test: Numbers of texts.
-        longest: Tokens of its longest input without a prompt.
-        info: What its server is.
-        limit: Scored examples that it will spend at most; None where it does not say.
-    """
-
-    name: str
-    train: int
-    dev: int
-    test: int
-    longest: int
-    info: BackendInfo
-    limit: int | None
-
-    @classmethod
-    def read(cls, fields: Mapping[str, Any]) -> Facts:
-        """From the answer to "facts".
-
-        Raises:
-            MessageError: Something is missing, or no such number.
-        """
-        try:
-            info = BackendInfo(
-                kind=str(fields["kind"]),
-                model=str(fields["model"]),
-                fingerprint=str(fields["fingerprint"]),
-                context=plain.whole(fields["context"], 1),
-                max_words=plain.whole(fields["max_words"], 0),
-                noise=plain.finite(fields["noise"]),
-                block=plain.whole(fields["block"], 1),
-                inputs=tuple(plain.whole(n) for n in fields["inputs"]),
-            )
-            return cls(
-                name=str(fields["name"]),
-                train=plain.whole(fields["train"]),
-                dev=plain.whole(fields["dev"]),
-                test=plain.whole(fields["test"]),
-                longest=plain.whole(fields["longest"]),
-                info=info,
-                limit=None if fields["scored"] is None else plain.whole(fields["scored"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise MessageError(f"a party does not say what it is: {error}") from error
 
 
 @dataclass
@@ -99,7 +51,8 @@ class RemoteParty:
     budget: Budget
     tested: Budget | None = None
     _words: Ids = ()
-    _told: tuple[Ids, object] = ((), None)  # words and rounds that the party knows
+    _told: tuple[Ids, _Rounds | None] = ((), None)  # words and rounds that the party knows
+    _last: tuple[Broadcast, _Rounds] | None = None  # its last search
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     @classmethod
@@ -175,8 +128,12 @@ class RemoteParty:
             "groups": [list(group) for group in groups],
             "with_dev": with_dev,
         }
-        await self._ask("fit", fields, self._inputs(self.n_train + self.n_dev * with_dev))
-        return RemoteFit(self, number)
+        await self.begin_fit(fields)
+        return RemoteFit(self, fields)
+
+    async def begin_fit(self, fields: dict[str, Any]) -> None:
+        """Begin a fit, or one that the party has forgotten; what was scored costs nothing again."""
+        await self._ask("fit", fields, self._inputs(self.n_train + self.n_dev * bool(fields["with_dev"])))
 
     async def evaluate(
         self, prompt: Asked, verbalizer: Verbalizer, part: Literal["train", "dev"] = "dev", repeat: int = 0
@@ -210,15 +167,8 @@ class RemoteParty:
         self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference
     ) -> Searched:
         rounds = (space, plan, reference)
-        if self._told[1] != rounds:
-            fields = {
-                "space": plain.of_space(space),
-                "plan": plain.of_plan(plan),
-                "reference": plain.of_reference(reference),
-            }
-            await self._ask("rounds", fields)
-            self._told = (self._told[0], rounds)
-        answer = await self._ask("search", {}, self.search_cost(plan), encode_broadcast(broadcast))
+        answer = await patiently(lambda: self._search(broadcast, rounds))
+        self._last = (broadcast, rounds)
         update = decode_update(answer.body)
         if (update.client, update.n) != (self.name, self.n_train):
             raise MessageError(f"{self.name} has sent the update of {update.client} with {update.n} texts")
@@ -227,8 +177,24 @@ class RemoteParty:
             raise MessageError(f"{self.name} does not say how its search ended")
         return Searched(update, plain.finite(told.get("distinct")), told["spent"], told["moved"])
 
+    async def _search(self, broadcast: Broadcast, rounds: _Rounds) -> Envelope:
+        if self._told[1] != rounds:
+            space, plan, reference = rounds
+            fields = {
+                "space": plain.of_space(space),
+                "plan": plain.of_plan(plan),
+                "reference": plain.of_reference(reference),
+            }
+            await self._ask("rounds", fields)
+            self._told = (self._told[0], rounds)
+        return await self._once("search", {}, self.search_cost(rounds[1]), encode_broadcast(broadcast))
+
     async def proposal(self) -> Floats:
-        body = (await self._ask("proposal", {})).body
+        async def search_again() -> None:
+            if self._last is not None:
+                await self.search(self._last[0], *self._last[1])  # scored before, so it costs nothing
+
+        body = (await patiently(lambda: self._once("proposal", {}), search_again)).body
         if not body or len(body) % 4:
             raise MessageError(f"{self.name} proposes {len(body)} bytes, which are no float32 numbers")
         return plain.to_floats(np.frombuffer(body, dtype="<f4").astype(np.float64))
@@ -255,10 +221,18 @@ class RemoteParty:
         return texts * len(self.info.inputs)
 
     async def ask_fit(self, number: str, message: bytes) -> bytes:
-        """A message of a fit that has begun."""
-        return (await self._ask("fit message", {"fit": number}, body=message)).body
+        """A message of a fit that has begun.
 
-    async def _ask(self, kind: str, fields: dict[str, Any], need: int = 0, body: bytes = b"") -> Envelope:
+        Raises:
+            Forgotten: The party does not know of it.
+        """
+        return (await self._once("fit message", {"fit": number}, body=message)).body
+
+    async def _ask(self, kind: str, fields: dict[str, Any], need: int = 0) -> Envelope:
+        """Put a question; once more where the party has been started again."""
+        return await patiently(lambda: self._once(kind, fields, need))
+
+    async def _once(self, kind: str, fields: dict[str, Any], need: int = 0, body: bytes = b"") -> Envelope:
         """Put a question, and count what its answer cost.
 
         Args:
@@ -272,7 +246,7 @@ class RemoteParty:
         """
         if self._words != self._told[0]:
             words, self._told = self._words, (self._words, self._told[1])
-            await self._ask("words", {"words": list(words)})
+            await self._once("words", {"words": list(words)})
         granted = Usage(scored=min(need, self._left(need)))
         data = seal(Envelope(kind, fields | {"grant": granted.scored}, body))
         self._run.reserve(granted)
@@ -289,6 +263,9 @@ class RemoteParty:
                 raise BudgetSpent(str(inner.get("cap")), inner.get("own") is True)
             case "stopped":
                 raise Stopped
+            case "forgotten":
+                self._told = ((), None)
+                raise Forgotten(f"{self.name} has been started again and does not know what it was told")
             case "quota":
                 raise QuotaError(str(inner.get("message")), str(inner.get("hint")))
             case "failed":
@@ -334,17 +311,32 @@ _USAGE = ("scored", "prompt_tokens", "cached_tokens", "requests")
 
 @dataclass(frozen=True, slots=True)
 class RemoteFit:
-    """A party's side of a verbalizer's fit."""
+    """A party's side of a verbalizer's fit; a party that has forgotten it is told again what was said."""
 
     party: RemoteParty
-    number: str
+    fields: dict[str, Any]
+    said: list[bytes] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         return self.party.name
 
     async def answer(self, message: bytes) -> bytes:
-        return await self.party.ask_fit(self.number, message)
+        number = str(self.fields["fit"])
+        again: list[bytes] = []
+
+        async def ask() -> bytes:
+            for past in again:
+                await self.party.ask_fit(number, past)
+            return await self.party.ask_fit(number, message)
+
+        async def begin() -> None:
+            await self.party.begin_fit(self.fields)
+            again[:] = self.said
+
+        answer = await patiently(ask, begin)
+        self.said.append(message)
+        return answer
 
 
 def _list(fields: Mapping[str, Any], name: str, most: int) -> list[Any]:

@@ -15,6 +15,8 @@ from fedbpt_api.errors import FedbptError, QuotaError
 from fedbpt_api.federation import plain
 from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.envelope import Envelope, opened, seal
+from fedbpt_api.federation.facts import Facts
+from fedbpt_api.federation.forgotten import Forgotten
 from fedbpt_api.federation.local_search import Plan, Reference
 from fedbpt_api.federation.messages import Broadcast, MessageError, decode_state, encode_update
 from fedbpt_api.federation.tally import Contestant
@@ -26,6 +28,7 @@ from fedbpt_api.scoring.scorer import Stopped
 from fedbpt_api.verbalizer import ClientFit, Verbalizer
 
 Act = Callable[[], Awaitable[Envelope]]
+_ON_WORDS = frozenset({"write", "fit", "evaluate", "agreement", "rounds", "test"})  # read with the words told
 _FITS = 16  # that are kept until their last message
 
 
@@ -43,25 +46,18 @@ class Responder:
         self._round: tuple[PromptSpace, Plan, Reference] | None = None
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What the server may know of this party before it asks: counts, and what its model is."""
-        client, info = self._client, self._client.info
-        return {
-            "name": client.name,
-            "train": client.n_train,
-            "dev": client.n_dev,
-            "test": client.n_test,
-            "longest": client.longest,
-            "scored": client.budget.limits.scored,
-            "kind": info.kind,
-            "model": info.model,
-            "fingerprint": info.fingerprint,
-            "context": info.context,
-            "max_words": info.max_words,
-            "noise": info.noise,
-            "block": info.block,
-            "inputs": list(info.inputs),
-        }
+    def facts(self) -> Facts:
+        """What the server may know of this party before it asks."""
+        client = self._client
+        return Facts(
+            name=client.name,
+            train=client.n_train,
+            dev=client.n_dev,
+            test=client.n_test,
+            longest=client.longest,
+            info=client.info,
+            limit=client.budget.limits.scored,
+        )
 
     async def answer(self, data: bytes) -> bytes:
         """Answer one envelope; what goes wrong is an answer too."""
@@ -77,6 +73,8 @@ class Responder:
                 reply = Envelope("spent", {"cap": end.cap, "own": end.own})
             except Stopped:
                 reply = Envelope("stopped", {})
+            except Forgotten:
+                reply = Envelope("forgotten", {})
             except QuotaError as error:
                 reply = Envelope("quota", {"message": error.message, "hint": error.hint})
             except (FedbptError, TimeoutError) as error:
@@ -97,6 +95,8 @@ class Responder:
             MessageError: It is no question, or does not fit this party.
         """
         client = self._client
+        if kind in _ON_WORDS and not client.scorer.words:
+            raise Forgotten(f"{client.name} was started again")
         match kind:
             case "facts":
                 return self._facts
@@ -119,7 +119,7 @@ class Responder:
             case "fit message":
                 fit = self._fits.get(str(fields["fit"]))
                 if fit is None:
-                    raise MessageError(f"{client.name} does not know this fit", "it may have been restarted")
+                    raise Forgotten(f"{client.name} was started again")
                 return partial(self._fit_message, fit, body)
             case "evaluate":
                 prompt, repeat = plain.to_prompt(fields["prompt"]), plain.whole(fields["repeat"])
@@ -140,12 +140,14 @@ class Responder:
                 return partial(self._rounds, rounds)
             case "search":
                 if self._round is None:
-                    raise MessageError(f"{client.name} does not know the space", "it may have been restarted")
+                    raise Forgotten(f"{client.name} was started again")
                 broadcast = decode_state(body)
                 if len(broadcast.mean) != self._round[0].dimension:
                     raise ValueError(f"a mean of {len(broadcast.mean)} coordinates")
                 return partial(self._search, broadcast, self._round)
             case "proposal":
+                if not client.searched:
+                    raise Forgotten(f"{client.name} was started again")
                 return self._proposal
             case "test":
                 contestants = [plain.to_contestant(c) for c in fields["contestants"]]
@@ -178,7 +180,7 @@ class Responder:
     # What is done ---------------------------------------------------------------------------
 
     async def _facts(self) -> Envelope:
-        return Envelope("facts", self.facts)
+        return Envelope("facts", self.facts.told())
 
     async def _words(self, words: Ids) -> Envelope:
         self._client.use_words(words)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedbpt_api.errors import FedbptError
+from fedbpt_api.errors import FedbptError, RunFolderError
+from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.envelope import Envelope, opened, seal
 from fedbpt_api.federation.local_search import Reference
 from fedbpt_api.federation.messages import Broadcast, MessageError
-from fedbpt_api.federation.remote import RemoteParty
+from fedbpt_api.federation.recorded import Recorded
+from fedbpt_api.federation.remote import Exchange, RemoteParty
 from fedbpt_api.federation.responder import Responder
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Event, Warned
@@ -55,22 +59,35 @@ class Wire:
         return self.got[-1]
 
 
-async def over_wires(task: Task, changes: dict[str, object]) -> tuple[RunResult, list[Wire]]:
-    """A run whose parties are reached by envelopes only."""
-    wires: list[Wire] = []
+Between = Callable[[Client], Exchange]
+
+
+async def run_between(
+    task: Task, changes: dict[str, object], between: Between, on_event: Callable[[Event], None] | None = None
+) -> RunResult:
+    """A run whose parties are reached through what `between` makes for each."""
 
     async def opener(settings: Settings, task: Task, stopping: Callable[[], bool], keep: Keep) -> Parties:
         parties = await open_parties(settings, task, stopping, keep)
         remote = []
         for client in parties.local:
             client.budget.parent = Budget()
-            wires.append(Wire(Responder(client)))
-            remote.append(await RemoteParty.reach(wires[-1].exchange, parties.budget))
+            remote.append(await RemoteParty.reach(between(client), parties.budget))
         parties.clients[:] = remote
         return parties
 
-    tuner = Tuner(make_settings(task, changes), task, opener=opener)
-    return await tuner.run(), wires
+    return await Tuner(make_settings(task, changes), task, on_event=on_event, opener=opener).run()
+
+
+async def over_wires(task: Task, changes: dict[str, object]) -> tuple[RunResult, list[Wire]]:
+    """A run whose parties are reached by envelopes only."""
+    wires: list[Wire] = []
+
+    def between(client: Client) -> Exchange:
+        wires.append(Wire(Responder(client)))
+        return wires[-1].exchange
+
+    return await run_between(task, changes, between), wires
 
 
 @pytest.mark.parametrize("changes", CHANGES, ids=lambda c: ", ".join(c) or "default")
@@ -152,7 +169,17 @@ async def test_a_party_refuses_questions_that_are_none(
     client.budget.parent = Budget()
     answer = opened(await Responder(client).answer(data))
     # A draw may be a question; then it is answered, within what was granted for it.
-    assert answer.kind in ("failed", "spent", "done", "word sums", "lines", "sums", "agreement", "tally")
+    assert answer.kind in (
+        "failed",
+        "spent",
+        "done",
+        "word sums",
+        "lines",
+        "sums",
+        "agreement",
+        "tally",
+        "forgotten",
+    )
     grant = fields.get("grant", 0)
     assert client.budget.spent.scored <= (grant if isinstance(grant, int) and grant > 0 else 0)
 
@@ -219,36 +246,107 @@ async def test_what_is_granted_is_never_exceeded() -> None:
 
 
 async def test_a_party_that_lies_in_a_fit_is_left_out_of_it_and_named(toys: Toys) -> None:
-    task = make_task()
-    honest = await run_toy(task, {"clients": [{"name": c.name, "train": "-"} for c in task.clients]})
-    warned: list[str] = []
+    task, warned = make_task(), list[str]()
 
-    async def opener(settings: Settings, task: Task, stopping: Callable[[], bool], keep: Keep) -> Parties:
-        parties = await open_parties(settings, task, stopping, keep)
-        remote = []
-        for number, client in enumerate(parties.local):
-            client.budget.parent = Budget()
-            responder = Responder(client)
+    def between(client: Client) -> Exchange:
+        responder = Responder(client)
 
-            async def exchange(
-                data: bytes, responder: Responder = responder, lies: bool = number == 1
-            ) -> bytes:
-                answer = opened(await responder.answer(data))
-                body = answer.body.replace(b'"Moments"', b'"Moment"') if lies else answer.body
-                return seal(Envelope(answer.kind, answer.fields, body))
+        async def exchange(data: bytes) -> bytes:
+            answer = opened(await responder.answer(data))
+            body = answer.body
+            if client.name == "client1":
+                body = body.replace(b'"Moments"', b'"Moment"')
+            return seal(Envelope(answer.kind, answer.fields, body))
 
-            remote.append(await RemoteParty.reach(exchange, parties.budget))
-        parties.clients[:] = remote
-        return parties
+        return exchange
 
     def listen(event: Event) -> None:
         if isinstance(event, Warned):
             warned.append(event.message)
 
-    result = await Tuner(make_settings(task), task, on_event=listen, opener=opener).run()
-    assert result.test is not None and honest.test is not None
+    result = await run_between(task, {}, between, listen)
     assert any("client1" in text and "no message of a verbalizer's fit" in text for text in warned)
-    assert {row.client for row in result.test.rows} == {row.client for row in honest.test.rows}
+    assert result.test is not None
+    assert {row.client for row in result.test.rows} == {"*", *(c.name for c in task.clients)}
+
+
+@pytest.mark.parametrize("every", [29, 40, 61])
+async def test_parties_that_are_started_again_change_nothing(toys: Toys, every: int) -> None:
+    """What they were told is told again; their scores are theirs, so nothing is paid for twice."""
+    task, changes = make_task(), CHANGES[2] | {"search.proposals": 3}
+    here = await run_toy(task, changes)
+
+    def between(client: Client) -> Exchange:
+        asked = itertools.count(1)
+        responder = Responder(client)
+
+        async def exchange(data: bytes) -> bytes:
+            nonlocal responder
+            if next(asked) % every == 0:
+                client.use_words(())
+                client._best = None
+                responder = Responder(client)
+            return await responder.answer(data)
+
+        return exchange
+
+    there = await run_between(task, changes, between)
+    assert there.prompt == here.prompt and there.test == here.test
+    assert [r["scored"] for r in numbers(there)] == [r["scored"] for r in numbers(here)]
+
+
+class Crash(BaseException):
+    """A server that is gone from one moment to the next."""
+
+
+@pytest.mark.parametrize("torn", [0, 1, 30])
+async def test_a_server_that_is_gone_goes_on_from_its_answers(toys: Toys, tmp_path: Path, torn: int) -> None:
+    task, changes = make_task(), CHANGES[1]
+    here, wires = await over_wires(task, changes)
+    whole = sum(len(wire.sent) for wire in wires)
+    clients: dict[str, Responder] = {}
+    asked, lives = 0, 0
+    result: RunResult | None = None
+    while result is None:
+        lives += 1
+        left = itertools.count(whole // 3, -1)
+        kept: list[Recorded] = []
+
+        def between(client: Client, left: Iterator[int] = left, kept: list[Recorded] = kept) -> Exchange:
+            responder = clients.setdefault(client.name, Responder(client))
+
+            async def exchange(data: bytes) -> bytes:
+                nonlocal asked
+                if next(left) == 0:
+                    raise Crash
+                asked += 1
+                return await responder.answer(data)
+
+            kept.append(Recorded(tmp_path / client.name, exchange))
+            return kept[-1]
+
+        try:
+            result = await run_between(task, changes, between)
+        except Crash:
+            for recorded in kept:
+                recorded.close()
+            for path in tmp_path.iterdir():
+                path.write_bytes(path.read_bytes()[: -torn or None])
+    for recorded in kept:
+        recorded.close()
+    assert lives == 3 if not torn else lives in (3, 4)
+    assert result.prompt == here.prompt and result.test == here.test
+    assert repr(numbers(result)) == repr(numbers(here))
+    assert asked == whole if not torn else asked <= whole + 3 * len(task.clients)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    async def nobody(question: bytes) -> bytes:
+        raise AssertionError
+
+    (tmp_path / "answers").write_bytes(b"something else")
+    with pytest.raises(RunFolderError, match="no file of answers"):
+        Recorded(tmp_path / "answers", nobody)
 
 
 async def test_versions_that_differ_are_named() -> None:
