@@ -11,7 +11,7 @@ from typing import TypeVar
 from fedbpt_api.errors import FedbptError
 from fedbpt_api.federation.party import Party
 from fedbpt_api.federation.runtime import Answers, ask_all, need_quorum
-from fedbpt_api.federation.tally import Contestant, Sums
+from fedbpt_api.federation.tally import Sums
 from fedbpt_api.prompts.space import Asked, Ensemble, Ids, members_of
 from fedbpt_api.prompts.tuned import TunedPrompt, shown_together
 from fedbpt_api.run.config import Settings
@@ -158,8 +158,8 @@ class Assessor:
             return self.known[prompt]
         joined = isinstance(prompt, Ensemble)
         if fixed is None:
-            fits = await self._fits(prompt)
-            verbalizer, report = await self._fit(list(fits.got.values()), self.settings.verbalizer.kind)
+            fits = await self.sides(prompt)
+            verbalizer, report = await self.fitted(list(fits.got.values()), self.settings.verbalizer.kind)
             train = {name: Sums(n, loss) for name, (n, loss) in report.held_out.items()}
         else:
             verbalizer = fixed
@@ -242,7 +242,7 @@ class Assessor:
             return chosen.verbalizer
         groups, names = self.parties.groups, chosen.clients if dev else chosen.train
         fits = await self.ask(lambda client: client.fit(chosen.prompt, groups, with_dev=dev), names)
-        verbalizer, _ = await self._fit(list(fits.got.values()), kind or self.settings.verbalizer.kind)
+        verbalizer, _ = await self.fitted(list(fits.got.values()), kind or self.settings.verbalizer.kind)
         return verbalizer
 
     def artefact(
@@ -274,39 +274,6 @@ class Assessor:
             soft=soft,
         )
 
-    async def contestants(self, tuned: Verbalizer, bias: Verbalizer) -> list[Contestant]:
-        """Rows of the test: each compared prompt plain, with bias and weighted; then the tuned one.
-
-        Where the search knew label words alone, the tuned prompt has a row with a fitted bias too.
-
-        The tuned prompt's verbalizer saw development texts too; so that nobody takes that for the
-        prompt's merit, the starting prompt has a row with the same advantage.
-
-        """
-        parties, settings = self.parties, self.settings
-        words = Verbalizer.from_words(parties.words, parties.groups)
-        rows: list[Contestant] = []
-        compared = settings.prompts[: {"none": 0, "start": 1, "all": None}[settings.test.compare]]
-        for number, text in enumerate(compared, start=1):
-            ids = await parties.backend.tokenize(text)
-            if ids not in self.known:
-                continue  # the budget ended before it was judged
-            name = "start" if number == 1 else f"prompt {number}"
-            judged = self.known[ids]
-            fits = await self._fits(ids, judged.train)
-            bias, _ = await self._fit(list(fits.got.values()), "bias")
-            rows += [
-                Contestant(name, ids, words),
-                Contestant(f"{name}+bias", ids, bias),
-                Contestant(f"{name}+weighted", ids, judged.verbalizer),
-            ]
-            if number == 1 and judged.dev_sums.n:
-                rows.append(Contestant(f"{name}+weighted+dev", ids, await self.refit(judged)))
-        found = self.best()
-        if settings.verbalizer.kind == "words" and not found.fixed:
-            rows.append(Contestant("tuned+bias", found.prompt, bias))
-        return [*rows, Contestant("tuned", found.prompt, tuned)]
-
     @property
     def cost(self) -> int:
         """Scored examples that judging one prompt takes at most."""
@@ -332,11 +299,11 @@ class Assessor:
         need_quorum(answers, len(clients), federation.quorum)
         return answers
 
-    async def _fits(self, prompt: Asked, names: Collection[str] | None = None) -> Answers[Answering]:
+    async def sides(self, prompt: Asked, names: Collection[str] | None = None) -> Answers[Answering]:
         """The clients' sides of a fit for a prompt."""
         return await self.ask(lambda client: client.fit(prompt, self.parties.groups), names, _train)
 
-    async def _fit(self, fits: Sequence[Answering], kind: Kind) -> tuple[Verbalizer, FitReport]:
+    async def fitted(self, fits: Sequence[Answering], kind: Kind) -> tuple[Verbalizer, FitReport]:
         """A verbalizer over these clients; one that fails, or whose numbers cannot be, is left out.
 
         Raises:

@@ -254,7 +254,7 @@ class Judge(Assessor):
         self.known[prompt] = replace(assessment, dev=dev)
         return self.known[prompt]
 
-    async def _fit(self, fits: Sequence[Answering], kind: Kind) -> tuple[Verbalizer, FitReport]:
+    async def fitted(self, fits: Sequence[Answering], kind: Kind) -> tuple[Verbalizer, FitReport]:
         """What a fit would say; the first one of a kind is made, to see how many bytes it takes."""
         parties = self.parties
         words, groups = parties.words, parties.groups

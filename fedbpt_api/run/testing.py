@@ -9,11 +9,46 @@ import numpy as np
 from fedbpt_api.errors import FedbptError, QuotaError, RunFolderError
 from fedbpt_api.federation.tally import Contestant, Tally
 from fedbpt_api.prompts.space import members_of
+from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.result import TestReport
 from fedbpt_api.run.stats import majority_label, report
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.task import ClientData, Task
+from fedbpt_api.verbalizer import Verbalizer
+
+
+async def contestants_of(assessor: Assessor, tuned: Verbalizer, bias: Verbalizer) -> list[Contestant]:
+    """Rows of the test: each compared prompt plain, with bias and weighted; then the tuned one.
+
+    Where the search knew label words alone, the tuned prompt has a row with a fitted bias too.
+
+    The tuned prompt's verbalizer saw development texts too; so that nobody takes that for the
+    prompt's merit, the starting prompt has a row with the same advantage.
+    """
+    parties, settings = assessor.parties, assessor.settings
+    words = Verbalizer.from_words(parties.words, parties.groups)
+    rows: list[Contestant] = []
+    compared = settings.prompts[: {"none": 0, "start": 1, "all": None}[settings.test.compare]]
+    for number, text in enumerate(compared, start=1):
+        ids = await parties.backend.tokenize(text)
+        if ids not in assessor.known:
+            continue  # the budget ended before it was judged
+        name = "start" if number == 1 else f"prompt {number}"
+        judged = assessor.known[ids]
+        fits = await assessor.sides(ids, judged.train)
+        bias, _ = await assessor.fitted(list(fits.got.values()), "bias")
+        rows += [
+            Contestant(name, ids, words),
+            Contestant(f"{name}+bias", ids, bias),
+            Contestant(f"{name}+weighted", ids, judged.verbalizer),
+        ]
+        if number == 1 and judged.dev_sums.n:
+            rows.append(Contestant(f"{name}+weighted+dev", ids, await assessor.refit(judged)))
+    found = assessor.best()
+    if settings.verbalizer.kind == "words" and not found.fixed:
+        rows.append(Contestant("tuned+bias", found.prompt, bias))
+    return [*rows, Contestant("tuned", found.prompt, tuned)]
 
 
 async def final_test(

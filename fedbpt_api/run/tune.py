@@ -29,7 +29,7 @@ from fedbpt_api.run.layout import settle_layout
 from fedbpt_api.run.meter import Meter, client_record
 from fedbpt_api.run.parties import Keep, Opening, Parties, open_parties, versions
 from fedbpt_api.run.result import RoundRecord, RunResult
-from fedbpt_api.run.testing import final_test
+from fedbpt_api.run.testing import contestants_of, final_test
 from fedbpt_api.run.words import choose_words
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.scorer import Stopped
@@ -204,7 +204,7 @@ class Tuner:
         if stopped != "cancelled" and any(client.test for client in self.task.clients):
             self._phase = "test"
             self._tell(Testing(sum(len(client.test) for client in self.task.clients)))
-            contestants = await assessor.contestants(best.verbalizer, self._fallback)
+            contestants = await contestants_of(assessor, best.verbalizer, self._fallback)
             try:
                 timeout = self.settings.federation.timeout
                 report = await final_test(parties, self.task, contestants, self._count_tested, timeout)
