@@ -132,18 +132,18 @@ class ClientFit:
 
     def _begin(self, begin: Begin) -> Sums:
         c, width = self._label_rows.shape[1], self._rows.shape[1] if len(begin.strengths) else 0
-        shapes = [v.shape for v in (begin.labels, begin.means, begin.covariance, begin.theta)]
-        if shapes != [(c,), (c, width), (width * (width + 1) // 2,), (c + 1,)]:
+        told = (begin.labels, begin.centre, begin.means, begin.covariance, begin.theta)
+        shapes = [values.shape for values in told]
+        if shapes != [(c,), (c,), (c, width), (width * (width + 1) // 2,), (c + 1,)]:
             raise FitError(
                 f"client {self.name} was sent moments of shapes {shapes} for {c} labels and {width} words",
                 "do all clients have one word list?",
             )
-        scores = np.zeros((1, *self._label_rows.shape))
+        self._designs = [regression.design(self._label_rows, np.zeros_like(self._label_rows))]
         if width:
             classes = Classes.of(begin.labels, begin.means, square(begin.covariance))
-            own = classes.held_out(self._rows, self._labels, begin.strengths.tolist())
-            scores = np.concatenate([scores, own])
-        self._designs = [regression.design(self._label_rows, values) for values in scores]
+            for scores in classes.held_out(self._rows, self._labels, begin.strengths.tolist()):
+                self._designs.append(regression.design(self._label_rows - begin.centre, scores))
         every = np.arange(len(self._designs))
         thetas = np.repeat(begin.theta[None], len(every), axis=0)
         return self._sums(AskSums(every, np.full(len(every), -1), thetas, curvature=True))

@@ -3,17 +3,18 @@
 With x a text's log-probabilities of T words, m_c the mean of label c's n_c texts, m the mean of all n,
 S = 1/n sum_i (x_i - m_{y_i})(x_i - m_{y_i})' the covariance within labels and t = tr S / T,
 
-    D_c(x) = (x - m)' W (m_c - m) / u,    W = ((1 - l) S + l t I)^-1,
+    D_c(x) = (x - m - (m_c - m) / 2)' W (m_c - m) / u,    W = ((1 - l) S + l t I)^-1,
 
     u^2 = mean_c (m_c - m)' W S W (m_c - m),
 
 for a strength l of shrinkage in (0, 1): regularised discriminant analysis (Friedman 1989, "Regularized
-discriminant analysis", equations 15 and 18, one covariance for all labels). The term that is quadratic in
-m_c is left to a bias a label, and u, the standard deviation within labels, only sets a unit.
+discriminant analysis", equations 15 and 18, one covariance for all labels); u, the standard deviation within
+labels, only sets a unit.
 
 A text's own scores are taken without it: m_c and S lose the text, in closed form by a rank-one change of W
-(Sherman and Morrison 1950; t, m and u stay). So they are what the scores of a text not seen would be, and
-how far to trust them, and which strength, can be learnt from the very texts that the directions come from.
+(Sherman and Morrison 1950; t, m, u and the term that is quadratic in m_c stay). So they are what the scores
+of a text not seen would be, and how far to trust them, and which strength, can be learnt from the very texts
+that the directions come from.
 """
 
 from __future__ import annotations
@@ -69,6 +70,12 @@ class Classes:
         weights, unit = self._weights(strength)
         return self._differences * weights / unit @ self.axes.T
 
+    def offsets(self, strength: float) -> Floats:
+        """What the scores are less than `directions` times x - m, shape [C]."""
+        weights, unit = self._weights(strength)
+        found: Floats = (self._differences**2 * weights).sum(axis=1) / (2 * unit)
+        return found
+
     def held_out(self, rows: Floats, labels: Ints, strengths: Sequence[float]) -> Floats:
         """Scores of texts that are among the n, each without itself.
 
@@ -97,7 +104,7 @@ class Classes:
             pull = lost * (x * through).sum(axis=1) / (1 - lost * (off * through).sum(axis=1))
             found = x * weights @ apart.T + pull[:, None] * (through @ apart.T)
             found[every, labels] = ((x * weights + pull[:, None] * through) * own).sum(axis=1)
-            scores.append(found / unit)
+            scores.append(found / unit - self.offsets(strength))
         return np.array(scores).reshape(len(strengths), len(rows), len(self.counts))
 
     @property

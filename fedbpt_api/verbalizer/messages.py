@@ -86,6 +86,7 @@ class Begin:
 
     Attributes:
         labels: Texts of each label, shape [C].
+        centre: Mean label log-probabilities of all texts, shape [C].
         means: Mean log-probabilities of each label's texts, shape [C, T].
         covariance: Of log-probabilities within labels: upper triangle, [T (T + 1) / 2].
         strengths: Of designs 1, 2, ..., shape [R].
@@ -93,6 +94,7 @@ class Begin:
     """
 
     labels: Numbers
+    centre: Numbers
     means: Numbers
     covariance: Numbers
     strengths: Numbers

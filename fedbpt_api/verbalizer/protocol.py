@@ -164,7 +164,18 @@ class _Problem:
         strengths = [c.strength for c in self.candidates if c.strength is not None]
         means, covariance = (self.means, self.covariance) if strengths else (self.means[:, :0], np.zeros(0))
         single = (means.astype(np.float32), covariance.astype(np.float32))
-        return Begin(self.labels, *single, np.array(strengths, dtype=np.float64), self.start())
+        strong = np.array(strengths, dtype=np.float64)
+        return Begin(self.labels, self.centre, *single, strong, self.start())
+
+    @property
+    def centre(self) -> Floats:
+        """Mean label log-probabilities, shape [C]."""
+        return np.array(self.logits / self.n)
+
+    @property
+    def shares(self) -> Floats:
+        """Of the labels, none of them 0, shape [C]."""
+        return np.array((self.labels + 0.5) / (self.n + len(self.labels) / 2))
 
     def start(self) -> Floats:
         """A model [p] whose logits are on average the logarithms of the labels' shares.
@@ -172,15 +183,14 @@ class _Problem:
         Its scale is 1, or 0 where it will be fitted: there, curvature is largest.
         """
         scaled = self.candidates[0].scaled
-        shares = (self.labels + 0.5) / (self.n + len(self.labels) / 2)
-        goal = np.log(shares) - (0.0 if scaled else self.logits / self.n)
-        biases = regression.contrasts(len(shares)).T @ goal
+        goal = np.log(self.shares) - (0.0 if scaled else self.centre)
+        biases = regression.contrasts(len(goal)).T @ goal
         return np.concatenate([[float(not scaled)], biases, [0.0]])
 
     def penalty(self, candidate: _Candidate) -> tuple[Floats, Floats]:
         """Of each of the candidate's parameters, and what it pulls to."""
         weighted = candidate.strength is not None
-        return regression.penalty(len(self.labels), self.n, scaled=candidate.scaled, weighted=weighted)
+        return regression.penalty(self.shares, self.n, scaled=candidate.scaled, weighted=weighted)
 
 
 def _problem(answers: list[Moments], width: int, weighted: bool) -> _Problem:
@@ -297,11 +307,12 @@ def _written(plain: Verbalizer, problem: _Problem, model: _Model) -> Verbalizer:
     if strength is None:
         return Verbalizer.from_bias(plain.words, plain.groups, theta[0], bias)
     classes = problem.classes
+    bias = bias - theta[0] * problem.centre - theta[-1] * classes.offsets(strength)
     return Verbalizer(
         words=plain.words,
         groups=plain.groups,
         scale=float(theta[0]),
-        bias=bias,
+        bias=bias - bias.mean(),
         weights=theta[-1] * classes.directions(strength),
         mean=classes.mean,
         spread=np.ones_like(classes.mean),

@@ -2,11 +2,14 @@
 
     logits_i = s L_i + Q b + a D_i
 
-L_i [C] are a text's label log-probabilities, D_i [C] its discriminant scores, and Q [C, C - 1] an orthonormal
+L_i [C] are a text's label log-probabilities, less their means where there are scores beside them; D_i [C] its
+discriminant scores; and Q [C, C - 1] an orthonormal
 basis of the vectors that sum to zero: adding one number to all logits changes nothing, so the penalised
 optimum of C biases lies there. Parameters of a model: theta = (s, b, a), p = C + 1 in number.
 
-The penalty on the mean loss of n texts is 0.25/n (s - 1)^2 + 0.0015 |b|^2 + 1/n a^2.
+The penalty on the mean loss of n texts is 0.25/n (s - 1)^2 + 0.0015 |b|^2; with scores, 15/n s^2 + 15/n
+|b - c|^2 + 1/n a^2, c the logarithms of the labels' shares: the label words are among those that
+discriminants weigh, and discriminants know where labels part, so that little is left for s and b.
 """
 
 from __future__ import annotations
@@ -19,7 +22,10 @@ from fedbpt_api.scoring.backend import Bools, Floats
 from fedbpt_api.verbalizer.verbalizer import log_sum
 
 WEAK = 0.003
-"""Strength of the penalty that ties the biases to 0."""
+"""Strength of the penalty that ties the biases to 0 where they are all there is."""
+
+STIFF = 30.0
+"""Over n: of those that tie them to the labels' shares, and s to 0, with discriminants beside them."""
 
 SCALE = 0.5
 """Over n: that of s, all but free, as prompts differ in how sure the model is with them."""
@@ -47,21 +53,21 @@ def design(label_rows: Floats, scores: Floats) -> Floats:
     return np.concatenate([label_rows[:, :, None], biases, scores[:, :, None]], axis=2)
 
 
-def penalty(labels: int, n: int, *, scaled: bool, weighted: bool) -> tuple[Floats, Floats]:
+def penalty(shares: Floats, n: int, *, scaled: bool, weighted: bool) -> tuple[Floats, Floats]:
     """Penalty of each parameter and the value it pulls to, both of shape [p].
 
     Args:
-        labels: C.
+        shares: Of the labels among the texts, all positive, shape [C].
         n: Texts of all clients.
         scaled: Whether s is fitted; its penalty is infinite, and it stays 1, where it is not.
-        weighted: The same of a, which stays 0.
+        weighted: Whether there are discriminant scores, and a is fitted; else it stays 0.
     """
-    weight = np.full(labels + 1, WEAK)
-    weight[0] = SCALE / n if scaled else np.inf
-    weight[-1] = TRUST / n if weighted else np.inf
-    prior = np.zeros(labels + 1)
-    prior[0] = 1.0
-    return weight, prior
+    labels = len(shares)
+    if weighted:
+        weight = np.append(np.full(labels, STIFF / n), TRUST / n)
+        return weight, np.concatenate([[0.0], contrasts(labels).T @ np.log(shares), [0.0]])
+    weight = np.concatenate([[SCALE / n if scaled else np.inf], np.full(labels - 1, WEAK), [np.inf]])
+    return weight, np.eye(labels + 1)[0]
 
 
 def text_losses(rows: Floats, labels: Ints, thetas: Floats) -> Floats:

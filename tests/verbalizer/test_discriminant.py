@@ -40,7 +40,8 @@ def test_each_text_is_scored_as_if_it_had_not_been_there(seed: int, n: int, labe
     scores = classes.held_out(rows, truth, STRENGTHS)
     assert scores.shape == (3, n, labels)
     for strength, own in zip(STRENGTHS, scores, strict=True):
-        directions, expected = discriminants(rows, truth, strength, labels)
+        directions, offsets, expected = discriminants(rows, truth, strength, labels)
+        assert classes.offsets(strength) == pytest.approx(offsets, rel=1e-7, abs=1e-9)
         assert classes.directions(strength) == pytest.approx(directions, rel=1e-7, abs=1e-9)
         assert own == pytest.approx(expected, rel=1e-6, abs=1e-8)
 
@@ -50,7 +51,7 @@ def test_a_new_text_that_is_a_copy_scores_higher_than_one_left_out() -> None:
     rows, truth = drawn(1, n=12, words=9)
     classes = classes_of(rows, truth)
     own = np.arange(12), truth
-    seen = (rows - classes.mean) @ classes.directions(0.5).T
+    seen = (rows - classes.mean) @ classes.directions(0.5).T - classes.offsets(0.5)
     assert (seen[own] > classes.held_out(rows, truth, [0.5])[0][own]).all()
 
 

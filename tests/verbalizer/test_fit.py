@@ -87,8 +87,11 @@ def by_scipy(texts: Texts, strength: float, keep: Ints | None = None) -> tuple[F
     logs = special.log_softmax(texts.rows, axis=1)
     summed = np.stack([special.logsumexp(logs[:, list(g)], axis=1) for g in texts.groups], axis=1)
     label_logs = special.log_softmax(summed, axis=1)
-    directions, held_out = discriminants(logs, texts.labels, strength, c)
-    as_new = (logs - logs.mean(axis=0)) @ directions.T
+    label_logs = label_logs - label_logs.mean(axis=0)
+    directions, offsets, held_out = discriminants(logs, texts.labels, strength, c)
+    as_new = (logs - logs.mean(axis=0)) @ directions.T - offsets
+    shares = np.log((np.bincount(texts.labels, minlength=c) + 0.5) / (n + c / 2))
+    centre = np.concatenate([[0.0, 0.0], shares - shares.mean()])
     truth = np.eye(c)[texts.labels]
 
     def logits(theta: Floats, scores: Floats) -> Floats:
@@ -97,8 +100,8 @@ def by_scipy(texts: Texts, strength: float, keep: Ints | None = None) -> tuple[F
     def objective(theta: Floats) -> tuple[float, Floats]:
         shares = special.log_softmax(logits(theta, held_out)[used], axis=1)
         errors = (np.exp(shares) - truth[used]) / len(used)
-        pull = np.concatenate([[0.5 / n * (theta[0] - 1), 2 / n * theta[1]], 0.003 * theta[2:]])
-        away = theta - np.eye(len(theta))[0]
+        away = theta - centre
+        pull = np.concatenate([[30 / n, 2 / n], np.full(c, 30 / n)]) * away
         own = [(errors * label_logs[used]).sum(), (errors * held_out[used]).sum()]
         slope = np.concatenate([own, errors.sum(axis=0)])
         return float(-(shares * truth[used]).sum() / len(used) + pull @ away / 2), slope + pull
@@ -319,8 +322,10 @@ def test_a_client_refuses_what_a_server_does_not_ask() -> None:
     with pytest.raises(FitError, match="before it knew the designs"):
         client.reply(AskSums(every, every, np.zeros((1, 3)), False))
     with pytest.raises(FitError, match="2 labels and 3 words"):
-        client.reply(Begin(np.ones(2), np.zeros((2, 4)), np.zeros(10), np.full(1, 0.5), np.zeros(3)))
-    client.reply(Begin(np.ones(2), np.zeros((2, 0)), np.zeros(0), np.zeros(0), np.zeros(3)))
+        client.reply(
+            Begin(np.ones(2), np.zeros(2), np.zeros((2, 4)), np.zeros(10), np.full(1, 0.5), np.zeros(3))
+        )
+    client.reply(Begin(np.ones(2), np.zeros(2), np.zeros((2, 0)), np.zeros(0), np.zeros(0), np.zeros(3)))
     for models in (
         AskSums(every, every, np.zeros((1, 4)), False),
         AskSums(every + 1, every, np.zeros((1, 3)), False),

@@ -29,9 +29,7 @@ def test_the_bytes_of_a_small_message() -> None:
     [
         AskMoments(8, True),
         SUMS,
-        Begin(
-            np.array([1, 2]), np.array([[0.1], [0.2]]), np.array([0.7]), np.array([0.5]), np.array([1 / 3])
-        ),
+        Begin(*(np.array(values) for values in ([1, 2], [0.3, 0.4], [[0.1], [0.2]], [0.7], [0.5], [1 / 3]))),
         AskSums(np.array([0]), np.array([-1]), SINGLE, False),
         Cross(7, np.array([0.5, 0.25]), np.array([[1.0, 2.0], [2.0, 5.0]])),
     ],

@@ -51,15 +51,18 @@ def test_derivatives_are_those_of_differences() -> None:
 
 
 def test_what_is_not_fitted_stays_where_it_is() -> None:
-    weight, prior = regression.penalty(C, N, scaled=False, weighted=False)
+    shares = np.array([0.1, 0.2, 0.3, 0.4])
+    weight, prior = regression.penalty(shares, N, scaled=False, weighted=False)
     assert (weight[[0, -1]] == np.inf).all() and np.isfinite(weight[1:-1]).all()
     assert prior.tolist() == [1, 0, 0, 0, 0]
-    weight, _ = regression.penalty(C, N, scaled=True, weighted=True)
-    assert weight == pytest.approx([0.5 / N, 0.003, 0.003, 0.003, 2 / N])
+    weight, prior = regression.penalty(shares, N, scaled=True, weighted=True)
+    assert weight == pytest.approx([30 / N, 30 / N, 30 / N, 30 / N, 2 / N])
+    logs = np.log(shares)
+    assert regression.contrasts(C) @ prior[1:-1] == pytest.approx(logs - logs.mean())
 
 
 def test_a_descent_finds_the_optimum_that_scipy_finds() -> None:
-    penalty = regression.penalty(C, N, scaled=True, weighted=True)
+    penalty = regression.penalty(np.full(C, 1 / C), N, scaled=True, weighted=True)
     every = np.ones((1, N), dtype=np.bool_)
 
     def mean(theta: Floats) -> tuple[float, Floats]:
