@@ -5,9 +5,9 @@
 2. One regression a candidate (`regression`: scale, biases, trust in the discriminants) on all texts, by
    `Descent`; curvature travels once, at the start. Discriminants that are not trusted drop out.
 3. From there the models of the folds, a few exchanges; then their losses on the texts left out.
-4. The simplest candidate within half a standard error of the best: scale and bias, then discriminants from
-   the strongest shrinkage to the weakest. (The error is that of the difference to the best on the same
-   texts.) Its model is refined until it has converged, and written as weights of words.
+4. Scale and bias, unless the best candidate is clearly better: by two standard errors (of the difference on
+   the same texts). Then the strongest shrinkage within half a standard error of the best. Its model is
+   refined until it has converged, and written as weights of words.
 
 Nothing here knows how messages travel: `protocol` is a generator of messages that is sent the answers.
 """
@@ -35,6 +35,10 @@ texts the covariance is mostly noise."""
 
 _LABELS = 34  # most labels whose means 256 kB allow
 _PATH, _FOLD, _REFINE = 9, 4, 12  # most exchanges: models on all texts, models of the folds, the end
+_CLEAR, _CLOSE = (
+    2.0,
+    0.5,
+)  # standard errors: discriminants against none, the strongest shrinkage against the best
 _ROUGH, _DONE = 1e-6, 1e-10  # largest gradient component after which descents end
 
 Single = type[np.float32]
@@ -257,8 +261,9 @@ def _cross_validate(
     best = int(means.argmin())
     squares = np.diag(products) + products[best, best] - 2 * products[best]
     errors = np.sqrt(np.maximum(squares - (means - means[best]) ** 2, 0.0) / n)
-    close = np.flatnonzero(means <= means[best] + errors / 2)
-    return answers, max(int(close[0]), 1)  # never the label words alone: biases cost nothing
+    if (means[:2] <= means[best] + _CLEAR * errors[:2]).any():
+        return answers, 1  # never the label words alone: biases cost nothing
+    return answers, 2 + int(np.flatnonzero(means[2:] <= means[best] + _CLOSE * errors[2:])[0])
 
 
 def _refine(problem: _Problem, path: _Model) -> Generator[Message, list[Message], _Model]:
