@@ -18,7 +18,6 @@ from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.scoring.backend import Floats, Soft
-from fedbpt_api.scoring.budget import shared_out
 from fedbpt_api.verbalizer import Answering, FitError, FitReport, Kind, Verbalizer, fit_over_clients
 
 R = TypeVar("R")
@@ -163,10 +162,10 @@ class Assessor:
             train = {name: Sums(n, loss) for name, (n, loss) in report.held_out.items()}
         else:
             verbalizer = fixed
-            train = (await self.ask(lambda c: c.evaluate(prompt, fixed, "train"), None, _train)).got
+            train = (await self.ask(lambda c: c.evaluate(prompt, fixed, "train"))).got
         sums: Answers[Sums] = Answers()
         if joined or self._promising(train):
-            sums = await self.ask(lambda c: c.evaluate(prompt, verbalizer), train, _dev)
+            sums = await self.ask(lambda c: c.evaluate(prompt, verbalizer), train)
         text = await self._text(prompt)
         z = z if isinstance(prompt, Soft) else None
         floor = self.centre.train if self.centre and not self._unsearched(prompt) else {}
@@ -209,7 +208,7 @@ class Assessor:
         if doubted.repeated:
             return doubted
         second = await self.ask(
-            lambda c: c.evaluate(doubted.prompt, doubted.verbalizer, repeat=1), doubted.dev, _dev
+            lambda c: c.evaluate(doubted.prompt, doubted.verbalizer, repeat=1), doubted.dev
         )
         dev = {
             name: Sums(old.n, (old.loss + new.loss) / 2, (old.correct + new.correct) // 2)
@@ -280,28 +279,18 @@ class Assessor:
         return sum(client.cost for client in self.parties.clients)
 
     async def ask(
-        self,
-        question: Callable[[Party], Awaitable[R]],
-        names: Collection[str] | None = None,
-        need: Callable[[Party], int] = lambda party: 0,
+        self, question: Callable[[Party], Awaitable[R]], names: Collection[str] | None = None
     ) -> Answers[R]:
-        """Put a question to all clients, or to those named; go on while a quorum answers.
-
-        Args:
-            question: What is asked.
-            names: Of whom; all without it.
-            need: Inputs that a client may have to have answered for it; dealt out where the budget ends.
-        """
+        """Put a question to all clients, or to those named; go on while a quorum answers."""
         clients = [c for c in self.parties.clients if names is None or c.name in names]
         federation = self.settings.federation
-        with shared_out([c.budget for c in clients], [need(c) * len(c.info.inputs) for c in clients]):
-            answers = await ask_all(clients, question, federation.timeout)
+        answers = await ask_all(clients, question, federation.timeout)
         need_quorum(answers, len(clients), federation.quorum)
         return answers
 
     async def sides(self, prompt: Asked, names: Collection[str] | None = None) -> Answers[Answering]:
         """The clients' sides of a fit for a prompt."""
-        return await self.ask(lambda client: client.fit(prompt, self.parties.groups), names, _train)
+        return await self.ask(lambda client: client.fit(prompt, self.parties.groups), names)
 
     async def fitted(self, fits: Sequence[Answering], kind: Kind) -> tuple[Verbalizer, FitReport]:
         """A verbalizer over these clients; one that fails, or whose numbers cannot be, is left out.
@@ -326,14 +315,6 @@ class Assessor:
                 continue
             parties.count_bytes(fitted[1].bytes_up, fitted[1].bytes_down)
             return fitted
-
-
-def _train(party: Party) -> int:
-    return party.n_train
-
-
-def _dev(party: Party) -> int:
-    return party.n_dev
 
 
 def _total(sums: Mapping[str, Sums], names: Collection[str] | None = None) -> Sums:

@@ -18,7 +18,7 @@ async def choose_words(parties: Parties, assessor: Assessor) -> None:
     wanted = min(verbalizer.words, parties.info.max_words)
     words = parties.label_tokens
     if verbalizer.kind == "weighted" and wanted > len(words):
-        answers = await assessor.ask(lambda c: c.word_sums(parties.start_ids), need=lambda c: c.n_train)
+        answers = await assessor.ask(lambda c: c.word_sums(parties.start_ids))
         begun = parties.trie.shared  # what these tell, the label words that begin with them tell
         got = [answers.got[name] for name in sorted(answers.got)]
         lists = [tuple(pair for pair in pairs if pair[0] not in begun) for pairs in got]
