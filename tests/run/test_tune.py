@@ -124,7 +124,7 @@ async def test_every_kind_of_verbalizer(toys: Toys, tmp_path: Path, kind: str) -
         {"search.loss": "hinge"},
         {"search.loss": "accuracy"},
         {"search.form": "demonstrations", "budget.scored": 4000},
-        {"search.form": "auto"},
+        {"search.form": "auto", "budget.scored": 4000},
         {"search.proposals": 3},
         {"test.compare": "all"},
         {"prompt_place": "after", "template": "Text: {text}\nMood:"},
