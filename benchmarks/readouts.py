@@ -91,8 +91,7 @@ def discriminants(rows: Floats, labels: Ints, new: Floats, c: int, strength: flo
     means = np.eye(c)[labels].T @ rows / counts[:, None]
     off = rows - means[labels]
     classes = Classes.of(counts, means, off.T @ off / len(rows))
-    weights = classes.directions(strength)
-    return np.array((new - classes.mean) @ weights.T - ((means - classes.mean) * weights).sum(axis=1) / 2)
+    return np.array((new - classes.mean) @ classes.directions(strength).T - classes.offsets(strength))
 
 
 def regression(

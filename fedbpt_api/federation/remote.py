@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -247,7 +247,7 @@ class RemoteParty:
         if self._words != self._told[0]:
             words, self._told = self._words, (self._words, self._told[1])
             await self._once("words", {"words": list(words)})
-        granted = Usage(scored=min(need, self._left(need)))
+        granted = Usage(scored=self._granted(need))
         data = seal(Envelope(kind, fields | {"grant": granted.scored}, body))
         self._run.reserve(granted)
         try:
@@ -272,14 +272,14 @@ class RemoteParty:
                 raise FedbptError(str(inner.get("message")), str(inner.get("hint")))
         return Envelope(answer.kind, inner, answer.body)
 
-    def _left(self, need: int) -> int:
-        """Scored examples that the next question may take at most, of those that it may need.
+    def _granted(self, need: int) -> int:
+        """Scored examples that the next question may take, of those that it may need at most.
 
         A party looks after its own budget itself: only it can tell how much of a question fits.
         """
         left = self._run.left()
         dealt = self.budget.grant.scored
-        share = need if dealt is None else max(dealt - self.budget.spent.scored, 0)
+        share = need if dealt is None else min(need, max(dealt - self.budget.spent.scored, 0))
         return share if left is None else min(share, left)
 
     @property
@@ -306,7 +306,7 @@ class RemoteParty:
         self.budget.settle(Usage(), Usage(**{key: search[key] for key in _USAGE}))
 
 
-_USAGE = ("scored", "prompt_tokens", "cached_tokens", "requests")
+_USAGE = tuple(part.name for part in fields(Usage))
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +352,6 @@ def _pairs(fields: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
         found = tuple((plain.whole(t), plain.finite(s)) for t, s in _list(fields, "pairs", _MOST_PAIRS))
     except (TypeError, ValueError) as error:
         raise MessageError(f"a party's sums of words are none: {error}") from error
-    if any(total < 0 for _, total in found) or not np.isfinite([s for _, s in found]).all():
+    if any(total < 0 for _, total in found):
         raise MessageError("a party's sums of squares are not positive")
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
@@ -22,7 +23,6 @@ from fedbpt_api.federation.messages import Broadcast, MessageError, decode_state
 from fedbpt_api.federation.tally import Contestant
 from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import Job
-from fedbpt_api.scoring.backend import Usage
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
 from fedbpt_api.scoring.scorer import Stopped
 from fedbpt_api.verbalizer import ClientFit, Verbalizer
@@ -241,12 +241,4 @@ def _grant(fields: Mapping[str, Any]) -> int:
 def _spending(budget: Budget | None) -> dict[str, int]:
     """What a budget has counted."""
     budget = budget or Budget()
-    spent: Usage = budget.spent
-    return {
-        "scored": spent.scored,
-        "prompt_tokens": spent.prompt_tokens,
-        "cached_tokens": spent.cached_tokens,
-        "requests": spent.requests,
-        "duplicates": budget.duplicates,
-        "stored": budget.stored,
-    }
+    return asdict(budget.spent) | {"duplicates": budget.duplicates, "stored": budget.stored}

@@ -127,9 +127,7 @@ def need_quorum(answers: Answers[R], asked: int, quorum: float) -> None:
     why = "; ".join(f"{name}: {reason}" for name, reason in sorted(answers.missing.items()))
     raise QuorumError(
         f"only {len(answers.got)} of {asked} clients answered ({why})",
-        told.pop()
-        if len(told) == 1
-        else "see what the clients say, then start again; lower federation.quorum to go on with fewer",
+        told.pop() if len(told) == 1 else _ADVICE,
     )
 
 
