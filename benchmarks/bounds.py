@@ -201,7 +201,7 @@ async def read(
     groups = label_groups([[word] for word in task.label_words])
     kind: Kind = "bias" if way == "label bias" else "weighted"
     clients = [
-        ClientFit(str(i), r, party.labels, groups, seed=(task.seed, i), exact=e if told else None)
+        ClientFit(str(i), r, party.labels, groups, exact=e if told else None)
         for i, (r, e, party) in enumerate(zip(rows, exact, task.parties, strict=True))
     ]
     verbalizer, _ = await fit_over_clients(clients, words, groups, kind=kind)

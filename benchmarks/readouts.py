@@ -23,7 +23,7 @@ import typer
 from scipy import optimize, special
 
 from fedbpt_api.scoring.backend import Floats
-from fedbpt_api.verbalizer import Kind, assign_folds, fit
+from fedbpt_api.verbalizer import Kind, fit
 from fedbpt_api.verbalizer.discriminant import Classes
 from fedbpt_api.verbalizer.regression import Ints
 
@@ -102,7 +102,10 @@ def regression(
     axes = np.linalg.svd((rows - mean) / spread, full_matrices=False)[2][: components or len(rows)].T
     z, z_new = (rows - mean) / spread @ axes, (new - mean) / spread @ axes
     prior, prior_new = _labels(rows, groups), _labels(new, groups)
-    folds = assign_folds(labels, 8, (0,))
+    folds = np.zeros(len(labels), dtype=np.intp)
+    for label in range(len(groups)):  # spread evenly over folds
+        own = np.random.default_rng(label).permutation(np.flatnonzero(labels == label))
+        folds[own] = (np.arange(len(own)) + label) % 8
     losses = []
     for penalty in PENALTIES:
         held = 0.0

@@ -58,7 +58,7 @@ def make_values(task: Task, changes: Mapping[str, object] | None = None) -> Valu
             "rounds": 2,
             "choice": "held-out",
         },
-        "verbalizer": {"words": 12, "folds": 4},
+        "verbalizer": {"words": 12},
     }
     for key, value in (changes or {}).items():
         *way, last = key.split(".")

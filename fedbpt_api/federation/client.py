@@ -198,7 +198,7 @@ class Client:
         if with_dev:
             texts, labels = texts + self._dev.texts, np.concatenate([labels, self._dev.labels])
         logprobs, exact = await self.scorer.scores(prompt, texts)
-        return ClientFit(self.name, logprobs, labels, groups, seed=(self._seed, self._key), exact=exact)
+        return ClientFit(self.name, logprobs, labels, groups, exact=exact)
 
     async def evaluate(
         self,

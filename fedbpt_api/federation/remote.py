@@ -54,6 +54,7 @@ class RemoteParty:
     _told: tuple[Ids, _Rounds | None] = ((), None)  # words and rounds that the party knows
     _last: tuple[Broadcast, _Rounds] | None = None  # its last search
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    _spent: dict[str, list[dict[str, int]]] = field(default_factory=dict)  # as told, each time it was started
 
     @classmethod
     async def reach(cls, exchange: Exchange, run: Budget) -> RemoteParty:
@@ -252,7 +253,7 @@ class RemoteParty:
         self._run.reserve(granted)
         try:
             answer = opened(await self.exchange(data))
-            self._count(answer.fields.get("cost"))
+            self._count(answer.fields.get("spent"))
         finally:
             self._run.settle(granted, Usage())
         inner = answer.fields.get("answer")
@@ -287,16 +288,31 @@ class RemoteParty:
         """The budget that all parties share."""
         return self.budget.parent or Budget()
 
-    def _count(self, costs: object) -> None:
-        """Take what an answer cost off the budgets: the search's, and the test's."""
-        if not isinstance(costs, list) or len(costs) != 2:
-            raise MessageError(f"{self.name} does not say what its answer cost")
+    def _count(self, told: object) -> None:
+        """Take what an answer cost off the budgets: the search's, and the test's.
+
+        A party tells all that it has spent since it was started, so an answer that was lost is counted with
+        the next one.
+        """
         try:
-            search, test = (
-                {key: plain.whole(cost[key]) for key in (*_USAGE, "duplicates", "stored")} for cost in costs
-            )
+            if not isinstance(told, dict):
+                raise ValueError("it is missing")
+            life = str(told["life"])
+            both = [
+                {key: plain.whole(told[part][key]) for key in (*_USAGE, "duplicates", "stored")}
+                for part in ("search", "test")
+            ]
         except (KeyError, TypeError, ValueError) as error:
-            raise MessageError(f"{self.name} does not say what its answer cost: {error}") from error
+            raise MessageError(f"{self.name} does not say what it has spent: {error}") from error
+        known = self._spent.get(life, [dict.fromkeys(one, 0) for one in both])
+        search, test = (
+            {key: max(0, now[key] - before[key]) for key in now}
+            for now, before in zip(both, known, strict=True)
+        )
+        self._spent[life] = [
+            {key: before[key] + more[key] for key in before}
+            for before, more in zip(known, (search, test), strict=True)
+        ]
         if any(test.values()):
             self.tested = self.tested or Budget()
             self.tested.settle(Usage(), Usage(**{key: test[key] for key in _USAGE}))
@@ -320,6 +336,10 @@ class RemoteFit:
     @property
     def name(self) -> str:
         return self.party.name
+
+    @property
+    def n(self) -> int:
+        return self.party.n_train + self.party.n_dev * bool(self.fields["with_dev"])
 
     async def answer(self, message: bytes) -> bytes:
         number = str(self.fields["fit"])

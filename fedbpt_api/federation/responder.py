@@ -1,12 +1,13 @@
 """A party's side of the network: questions in envelopes, answered by its `Client`.
 
-One question is answered at a time, within what the server grants for it and the party's own budget. What an
-answer cost goes with it. Nothing here knows how envelopes travel.
+One question is answered at a time, within what the server grants for it and the party's own budget. What the
+party has spent since it was started goes with each answer. Nothing here knows how envelopes travel.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -42,6 +43,8 @@ class Responder:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._turn = asyncio.Lock()
+        self._life = secrets.token_hex(8)
+        self._before = self._totals()
         self._fits: dict[str, ClientFit] = {}
         self._round: tuple[PromptSpace, Plan, Reference] | None = None
 
@@ -63,7 +66,6 @@ class Responder:
         """Answer one envelope; what goes wrong is an answer too."""
         async with self._turn:
             share = self._client.budget.parent
-            before = _spending(share), _spending(self._client.tested)
             try:
                 question = opened(data)
                 if share is not None:
@@ -80,12 +82,17 @@ class Responder:
             except (FedbptError, TimeoutError) as error:
                 told = error if isinstance(error, FedbptError) else FedbptError("no answer in time")
                 reply = Envelope("failed", {"message": told.message, "hint": told.hint})
-            after = _spending(share), _spending(self._client.tested)
-            costs = [
-                {key: later[key] - sooner[key] for key in later}
-                for sooner, later in zip(before, after, strict=True)
-            ]
-            return seal(Envelope(reply.kind, {"answer": reply.fields, "cost": costs}, reply.body))
+            spent: dict[str, object] = {
+                part: {key: now - self._before[part][key] for key, now in counted.items()}
+                for part, counted in self._totals().items()
+            }
+            fields = {"answer": reply.fields, "spent": {"life": self._life, **spent}}
+            return seal(Envelope(reply.kind, fields, reply.body))
+
+    def _totals(self) -> dict[str, dict[str, int]]:
+        """What has been spent on the search and on the test."""
+        client = self._client
+        return {"search": _spending(client.budget.parent), "test": _spending(client.tested)}
 
     @plain.reading
     def _question(self, kind: str, fields: Mapping[str, Any], body: bytes) -> Act:

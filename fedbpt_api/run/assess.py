@@ -301,9 +301,7 @@ class Assessor:
         parties, left, missing = self.parties, list(fits), dict[str, str]()
         while True:
             try:
-                fitted = await fit_over_clients(
-                    left, parties.words, parties.groups, kind=kind, folds=self.settings.verbalizer.folds
-                )
+                fitted = await fit_over_clients(left, parties.words, parties.groups, kind=kind)
             except FitError as error:
                 if not error.client:
                     raise

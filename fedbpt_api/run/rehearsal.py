@@ -259,8 +259,7 @@ class Judge(Assessor):
         parties = self.parties
         words, groups = parties.words, parties.groups
         if (key := (kind, bool(self.known))) not in self.fits:
-            folds = self.settings.verbalizer.folds
-            self.fits[key] = (await fit_over_clients(fits, words, groups, kind=kind, folds=folds))[1]
+            self.fits[key] = (await fit_over_clients(fits, words, groups, kind=kind))[1]
         made = self.fits[key]
         names = {fit.name for fit in fits}
         up = {name: size for name, size in made.bytes_up.items() if name in names}

@@ -201,12 +201,10 @@ class VerbalizerSettings(Section):
     Attributes:
         kind: "words" are the label words alone, "bias" adds one number a label, "weighted" more words.
         words: Words that are asked for in all, the label words included.
-        folds: Folds of the cross-validation that chooses the strength.
     """
 
     kind: Literal["weighted", "bias", "words"] = "weighted"
     words: AtLeastTwo = 128
-    folds: AtLeastTwo = 8
 
 
 class CacheSettings(Section):

@@ -4,7 +4,7 @@
 the messages of `messages`; `regression` and `descent` are the numbers underneath.
 """
 
-from fedbpt_api.verbalizer.client import ClientFit, assign_folds
+from fedbpt_api.verbalizer.client import ClientFit
 from fedbpt_api.verbalizer.messages import WordSums, decode, encode
 from fedbpt_api.verbalizer.problem import FitError
 from fedbpt_api.verbalizer.server import Answering, FitReport, fit, fit_over_clients
@@ -19,7 +19,6 @@ __all__ = [
     "Kind",
     "Verbalizer",
     "WordSums",
-    "assign_folds",
     "decode",
     "encode",
     "fit",

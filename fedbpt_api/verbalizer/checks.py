@@ -26,12 +26,12 @@ class Asked:
     Attributes:
         labels: C.
         width: T.
-        n: The client's texts, once it has told; before that None.
+        n: The client's texts, as it said before.
     """
 
     labels: int
     width: int
-    n: int | None = None
+    n: int
 
 
 def problem(asked: Asked, question: Message, answer: Message) -> str:
@@ -40,10 +40,9 @@ def problem(asked: Asked, question: Message, answer: Message) -> str:
         case AskMoments(), Moments():
             return _moments(asked, question, answer)
         case Begin(), Sums():
-            models = 1 + len(question.strengths)
-            return _sums(asked, answer, models, question.theta.shape[0], curvature=True)
+            return _sums(asked, answer, *question.thetas.shape)
         case AskSums(), Sums():
-            return _sums(asked, answer, *question.thetas.shape, curvature=question.curvature)
+            return _sums(asked, answer, *question.thetas.shape)
         case AskCross(), Cross():
             return _cross(asked, question, answer)
     return f"it sent {type(answer).__name__}, which is no answer to {type(question).__name__}"
@@ -51,13 +50,14 @@ def problem(asked: Asked, question: Message, answer: Message) -> str:
 
 def _moments(asked: Asked, question: AskMoments, answer: Moments) -> str:
     c, t = asked.labels, asked.width if question.scatter else 0
-    shapes = [v.shape for v in (answer.folds, answer.labels, answer.logits, answer.means, answer.scatter)]
-    if shapes != [(question.folds,), (c,), (c,), (c, t), (t * (t + 1) // 2,)]:
-        return f"it sent moments of other than {t} words, {c} labels and {question.folds} folds"
+    shapes = [v.shape for v in (answer.labels, answer.logits, answer.means, answer.scatter)]
+    if shapes != [(c,), (c,), (c, t), (t * (t + 1) // 2,)]:
+        return f"it sent moments of other than {t} words and {c} labels"
     n = float(answer.labels.sum())
-    counts = np.concatenate([answer.folds, answer.labels])
-    if (counts < 0).any() or (counts != np.round(counts)).any() or answer.folds.sum() != n:
-        return "its counts of texts are none, or do not add up"
+    if (answer.labels < 0).any() or (answer.labels != np.round(answer.labels)).any():
+        return "its counts of texts are none"
+    if n != asked.n:
+        return f"it has {asked.n} texts, but tells of {n:g}"
     # Log-probabilities are normalised over T words, none below LOWEST nats of the largest.
     low = LOWEST - np.log(max(asked.width, c)) - _ROUNDING
     if (answer.logits > _ROUNDING * max(n, 1)).any() or (answer.logits < low * n - _ROUNDING).any():
@@ -75,12 +75,12 @@ def _moments(asked: Asked, question: AskMoments, answer: Moments) -> str:
     return "" if 0 <= answer.bounded <= n * asked.width else "its number of bounds is none"
 
 
-def _sums(asked: Asked, answer: Sums, models: int, p: int, *, curvature: bool) -> str:
-    second = (models, p * (p + 1) // 2) if curvature else (0, 0)
+def _sums(asked: Asked, answer: Sums, models: int, p: int) -> str:
+    second = (models, p * (p + 1) // 2)
     shapes = [values.shape for values in (answer.losses, answer.gradients, answer.curvature)]
     if shapes != [(models,), (models, p), second]:
         return f"it sent other sums than those of {models} models of {p} parameters"
-    n = asked.n or 0
+    n = asked.n
     if (answer.losses < -_ROUNDING).any() or (np.abs(answer.gradients) > _STEEP * n).any():
         return "its losses or their derivatives cannot be"
     for triangle in answer.curvature:
@@ -91,13 +91,16 @@ def _sums(asked: Asked, answer: Sums, models: int, p: int, *, curvature: bool) -
 
 
 def _cross(asked: Asked, question: AskCross, answer: Cross) -> str:
-    k = 1 + int(max(question.candidates, default=0))
-    if (answer.sums.shape, answer.products.shape) != ((k,), (k, k)):
+    k = 1 + len(question.designs)
+    shapes = [values.shape for values in (answer.sums, answer.products, answer.gradients)]
+    if shapes != [(k,), (k, k), question.thetas.shape]:
         return f"it sent losses of other than {k} candidates"
-    if answer.n < 0 or (asked.n is not None and answer.n != asked.n):
+    if answer.n != asked.n:
         return f"it has {asked.n} texts, but tells of {answer.n}"
     own = np.diag(answer.products)
     # The square of a sum of n numbers is at most n times the sum of their squares (Cauchy and Schwarz).
     if (answer.sums < -_ROUNDING).any() or (answer.sums**2 > answer.n * own * (1 + 1e-6) + _ROUNDING).any():
         return "its losses cannot be"
+    if (np.abs(answer.gradients) > _STEEP * answer.n).any():
+        return "the derivatives of its losses cannot be"
     return ""

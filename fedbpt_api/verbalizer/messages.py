@@ -17,7 +17,7 @@ import orjson
 
 from fedbpt_api.verbalizer.problem import FitError
 
-VERSION: Final = 2
+VERSION: Final = 3
 _TYPES: Final = ("<f8", "<f4", "<i4")
 _MAX_NUMBERS: Final = 1 << 22
 
@@ -50,9 +50,8 @@ class WordSums:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AskMoments:
-    """Server: make `folds` folds; send counts and, where `scatter` is set, means and products."""
+    """Server: send counts and, where `scatter` is set, means and products."""
 
-    folds: int
     scatter: bool
 
 
@@ -61,7 +60,6 @@ class Moments:
     """Client: what its texts add to counts, means and covariances.
 
     Attributes:
-        folds: Texts in each fold, shape [folds].
         labels: Texts of each label, shape [C].
         logits: Label log-probabilities summed, shape [C].
         means: Mean log-probabilities of each label's texts, 0 where it has none, shape [C, T]; T is 0 where
@@ -70,7 +68,6 @@ class Moments:
         bounded: How many of its n T log-probabilities are bounds.
     """
 
-    folds: Numbers
     labels: Numbers
     logits: Numbers
     means: Numbers
@@ -90,7 +87,7 @@ class Begin:
         means: Mean log-probabilities of each label's texts, shape [C, T].
         covariance: Of log-probabilities within labels: upper triangle, [T (T + 1) / 2].
         strengths: Of designs 1, 2, ..., shape [R].
-        theta: Parameters at which the sums of all designs are wanted, over all texts, shape [p].
+        thetas: Parameters at which the sums of each design are wanted, shape [R + 1, p].
     """
 
     labels: Numbers
@@ -98,24 +95,20 @@ class Begin:
     means: Numbers
     covariance: Numbers
     strengths: Numbers
-    theta: Numbers
+    thetas: Numbers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AskSums:
-    """Server: losses and gradients of M models, wanted over all texts but those of a model's fold.
+    """Server: the sums of M models are wanted.
 
     Attributes:
         designs: The design of each model, shape [M].
-        folds: The fold left out by each model, -1 for none, shape [M].
-        thetas: Parameters, shape [M, p]; gradients come back in the same type.
-        curvature: Also send second derivatives of each model, over all texts.
+        thetas: Parameters, shape [M, p].
     """
 
     designs: Numbers
-    folds: Numbers
     thetas: Numbers
-    curvature: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,7 +118,7 @@ class Sums:
     Attributes:
         losses: Nats, shape [M].
         gradients: Shape [M, p].
-        curvature: Upper triangles, [M, p (p + 1) / 2]; [0, 0] where not asked for.
+        curvature: Second derivatives, upper triangles, [M, p (p + 1) / 2].
     """
 
     losses: Numbers
@@ -135,34 +128,38 @@ class Sums:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AskCross:
-    """Server: losses of texts under the models that left their folds out.
+    """Server: losses of texts under models fitted without them are wanted; see `regression.left_out`.
 
     Attributes:
-        candidates: The candidate each model belongs to, 1..K-1, shape [M]; 0 are the label words alone.
-        designs: The design of each model, shape [M].
-        folds: The fold each model left out, shape [M].
-        thetas: Parameters, shape [M, p].
+        designs: The design of each of K models, shape [K].
+        thetas: Their parameters, shape [K, p].
+        free: 1 for those that are fitted, shape [K, p].
+        pulls: The penalty's gradients, shape [K, p].
+        curvature: A of `regression.left_out`, upper triangles, [K, p (p + 1) / 2].
     """
 
-    candidates: Numbers
     designs: Numbers
-    folds: Numbers
     thetas: Numbers
+    free: Numbers
+    pulls: Numbers
+    curvature: Numbers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cross:
-    """Client: cross-validated losses of K candidates, summed over its texts.
+    """Client: cross-validated losses, summed over its texts; first come the label words alone.
 
     Attributes:
         n: Its texts.
-        sums: Nats, shape [K].
-        products: Of the losses of two candidates on the same text, summed, shape [K, K].
+        sums: Nats, shape [K + 1].
+        products: Of two models' losses on the same text, summed, shape [K + 1, K + 1].
+        gradients: Of the summed loss of all its texts at each model's parameters, shape [K, p].
     """
 
     n: int
     sums: Numbers
     products: Numbers
+    gradients: Numbers
 
 
 Message: TypeAlias = WordSums | AskMoments | Moments | Begin | AskSums | Sums | AskCross | Cross

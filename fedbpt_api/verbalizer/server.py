@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from fedbpt_api.errors import FedbptError, QuotaError
 from fedbpt_api.scoring.backend import Bools
 from fedbpt_api.verbalizer.checks import Asked, problem
 from fedbpt_api.verbalizer.client import ClientFit
-from fedbpt_api.verbalizer.messages import Message, Moments, decode, encode
+from fedbpt_api.verbalizer.messages import Message, decode, encode
 from fedbpt_api.verbalizer.problem import FitError
 from fedbpt_api.verbalizer.protocol import Outcome, protocol
 from fedbpt_api.verbalizer.regression import Ints
@@ -28,6 +28,10 @@ class Answering(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def n(self) -> int:
+        """Its texts."""
 
     async def answer(self, message: bytes) -> bytes:
         """Answer a message of the fit."""
@@ -69,18 +73,16 @@ async def fit_over_clients(
     groups: Sequence[Sequence[int]],
     *,
     kind: Kind = "weighted",
-    folds: int = 8,
 ) -> tuple[Verbalizer, FitReport]:
     """Fit one verbalizer for all clients; each sends sums over its texts, and no model is called.
 
-    At most 30 exchanges and 256 kB a client. The order of `clients` and of their answers does not matter.
+    At most 20 exchanges and 256 kB a client. The order of `clients` and of their answers does not matter.
 
     Args:
         clients: Who holds texts; names must differ.
         words: Token ids of the T <= 128 words, label words first; the same at every client.
         groups: For each label the columns of its words.
         kind: The richest kind allowed; cross-validation may choose a simpler one.
-        folds: Folds of the cross-validation; each client assigns its own texts.
 
     Raises:
         FitError: No client, names that repeat; or a client that fails, or whose answer cannot be used: it
@@ -92,9 +94,8 @@ async def fit_over_clients(
         raise FitError(f"expected clients with different names, got {names}")
     ordered = sorted(clients, key=lambda client: client.name)
     up, down = dict.fromkeys(sorted(names), 0), dict.fromkeys(sorted(names), 0)
-    talk = protocol(words, groups, kind, folds)
-    exchanges, asked = 0, Asked(len(groups), len(words))
-    texts: dict[str, int] = {}
+    talk = protocol(words, groups, kind)
+    exchanges = 0
     try:
         message = next(talk)
         while True:
@@ -105,12 +106,9 @@ async def fit_over_clients(
                 up[client.name] += len(answer)
                 down[client.name] += len(data)
             read = [
-                _checked(client.name, replace(asked, n=texts.get(client.name)), message, answer)
+                _checked(client.name, Asked(len(groups), len(words), client.n), message, answer)
                 for client, answer in zip(ordered, answers, strict=True)
             ]
-            for client, told in zip(ordered, read, strict=True):
-                if isinstance(told, Moments):
-                    texts[client.name] = int(told.labels.sum())
             message = talk.send(read)
     except StopIteration as end:
         return _report(end.value, exchanges, up, down)
@@ -156,7 +154,6 @@ def fit(
     groups: Sequence[Sequence[int]],
     *,
     kind: Kind = "weighted",
-    folds: int | Ints = 8,
     exact: Bools | None = None,
 ) -> tuple[Verbalizer, FitReport]:
     """Fit a verbalizer on texts that lie in one place.
@@ -167,12 +164,10 @@ def fit(
         words: Token ids of the T words, label words first.
         groups: For each label the columns of its words.
         kind: The richest kind allowed.
-        folds: Number of folds, or each text's fold, shape [n].
         exact: False where `logprobs` are bounds, shape [n, T]; all are values where not given.
     """
-    count, given = (folds, None) if isinstance(folds, int) else (int(folds.max()) + 1, folds)
-    client = ClientFit("all", logprobs, labels, groups, folds=given, exact=exact)
-    talk = protocol(words, groups, kind, count)
+    client = ClientFit("all", logprobs, labels, groups, exact=exact)
+    talk = protocol(words, groups, kind)
     exchanges, up, down = 0, 0, 0
     try:
         message = next(talk)

@@ -44,7 +44,7 @@ async def search_loss(client: Client, verbalizer: Verbalizer = WEIGHTED, moved: 
 async def test_a_fit_counts_the_bounds() -> None:
     for backend, bounds in ((Listing(), 12 * (T - 3)), (ToyBackend(), 0)):
         fit = await (await make_client(backend=backend)).fit(await start_ids(), GROUPS)
-        moments = fit.reply(AskMoments(8, True))
+        moments = fit.reply(AskMoments(True))
         assert isinstance(moments, Moments) and moments.bounded == bounds
 
 

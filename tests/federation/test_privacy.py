@@ -37,7 +37,7 @@ class Wire:
     """A client of a fit that can be reached by messages only, and keeps what it sent."""
 
     def __init__(self, fit: ClientFit) -> None:
-        self.name = fit.name
+        self.name, self.n = fit.name, fit.n
         self._fit = fit
         self.sent: list[bytes] = []
 
@@ -160,10 +160,10 @@ async def test_nothing_private_can_be_reached_from_anything_that_leaves_a_client
     leaves += await client.write([Job(k, lead, lead, prompt, (0, k)) for k in (0, 1, 1)], judge)
     for kind in ("words", "bias", "weighted"):
         wire = Wire(await client.fit(prompt, GROUPS))
-        verbalizer, report = await fit_over_clients([wire], WORDS, GROUPS, kind=kind, folds=4)
+        verbalizer, report = await fit_over_clients([wire], WORDS, GROUPS, kind=kind)
         leaves += [verbalizer, report, *wire.sent, *map(decode_fit, wire.sent)]
     wire = Wire(await client.fit(prompt, GROUPS, with_dev=True))
-    await fit_over_clients([wire], WORDS, GROUPS, folds=4)
+    await fit_over_clients([wire], WORDS, GROUPS)
     leaves += [*wire.sent, *map(decode_fit, wire.sent)]
     for part in ("dev", "train"):
         leaves.append(await client.evaluate(prompt, verbalizer, part))

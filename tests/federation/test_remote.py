@@ -217,8 +217,8 @@ async def lying(change: Callable[[dict[str, Any]], None], kind: str) -> RemotePa
         ({"answer": {"n": 8, "loss": None, "correct": 1}}, "no finite number"),
         ({"answer": {"n": 8, "loss": 1.0, "correct": 9}}, "9 of 8 texts are correct"),
         ({"answer": [1]}, "with something else"),
-        ({"cost": []}, "what its answer cost"),
-        ({"cost": [{}, {}]}, "what its answer cost"),
+        ({"spent": []}, "what it has spent: it is missing"),
+        ({"spent": {"life": "x", "search": {}, "test": {}}}, "what it has spent"),
     ],
 )
 async def test_sums_that_cannot_be_are_refused(changed: dict[str, Any], problem: str) -> None:

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbpt_api.scoring.backend import Bools, Floats
-from fedbpt_api.verbalizer import ClientFit, Verbalizer, assign_folds, fit, fit_over_clients
+from fedbpt_api.verbalizer import ClientFit, Verbalizer, fit, fit_over_clients
 from fedbpt_api.verbalizer.regression import Ints
 from fedbpt_api.verbalizer.verbalizer import MARGIN
 
 GROUPS = ((0,), (1,), (2,))
 WORDS = tuple(range(500, 540))
-SEEN, FOLDS = 90, 8
+SEEN = 90
 
 
 def listed(k: int, n: int = 150, seed: int = 0) -> tuple[Floats, Bools, Ints]:
@@ -36,7 +36,6 @@ def listed(k: int, n: int = 150, seed: int = 0) -> tuple[Floats, Bools, Ints]:
 
 
 ROWS, EXACT, LABELS = listed(12)
-DRAWN = assign_folds(LABELS[:SEEN], FOLDS, (3,))
 
 
 def by_hand(rows: Floats, exact: Bools) -> Floats:
@@ -46,7 +45,7 @@ def by_hand(rows: Floats, exact: Bools) -> Floats:
 
 
 def pooled(rows: Floats, exact: Bools | None) -> Verbalizer:
-    return fit(rows[:SEEN], LABELS[:SEEN], WORDS, GROUPS, folds=DRAWN, exact=_first(exact))[0]
+    return fit(rows[:SEEN], LABELS[:SEEN], WORDS, GROUPS, exact=_first(exact))[0]
 
 
 def _first(exact: Bools | None) -> Bools | None:
@@ -68,11 +67,8 @@ def test_the_weights_see_bounds_half_a_nat_below_the_list() -> None:
 @pytest.mark.parametrize("cuts", [[], [1, 2, 9, 40], list(range(1, SEEN))], ids=["one", "uneven", "each"])
 async def test_over_clients_it_is_the_pooled_fit(cuts: list[int]) -> None:
     parts = np.split(np.random.default_rng(1).permutation(SEEN), cuts)
-    clients = [
-        ClientFit(str(k), ROWS[i], LABELS[i], GROUPS, folds=DRAWN[i], exact=EXACT[i])
-        for k, i in enumerate(parts)
-    ]
-    verbalizer, report = await fit_over_clients(clients, WORDS, GROUPS, folds=FOLDS)
+    clients = [ClientFit(str(k), ROWS[i], LABELS[i], GROUPS, exact=EXACT[i]) for k, i in enumerate(parts)]
+    verbalizer, report = await fit_over_clients(clients, WORDS, GROUPS)
     assert (report.kind, verbalizer.margin) == ("weighted", MARGIN)
     expected = pooled(ROWS, EXACT).probabilities(ROWS, EXACT)
     assert np.abs(verbalizer.probabilities(ROWS, EXACT) - expected).max() < 1e-6
@@ -82,11 +78,11 @@ async def test_clients_on_exact_servers_and_on_lists_fit_together() -> None:
     whole, half = np.ones_like(EXACT[:45]), slice(45, SEEN)
     rows, exact = np.concatenate([ROWS[:45], ROWS[half]]), np.concatenate([whole, EXACT[half]])
     clients = [
-        ClientFit("exact", ROWS[:45], LABELS[:45], GROUPS, folds=DRAWN[:45]),
-        ClientFit("list", ROWS[half], LABELS[half], GROUPS, folds=DRAWN[half], exact=EXACT[half]),
+        ClientFit("exact", ROWS[:45], LABELS[:45], GROUPS),
+        ClientFit("list", ROWS[half], LABELS[half], GROUPS, exact=EXACT[half]),
     ]
-    verbalizer, _ = await fit_over_clients(clients, WORDS, GROUPS, folds=FOLDS)
-    alone, _ = fit(rows, LABELS[:SEEN], WORDS, GROUPS, folds=DRAWN, exact=exact)
+    verbalizer, _ = await fit_over_clients(clients, WORDS, GROUPS)
+    alone, _ = fit(rows, LABELS[:SEEN], WORDS, GROUPS, exact=exact)
     assert verbalizer.margin == alone.margin == MARGIN
     assert np.abs(verbalizer.probabilities(rows, exact) - alone.probabilities(rows, exact)).max() < 1e-6
 
@@ -148,17 +144,15 @@ def test_a_file_says_it_and_older_files_take_bounds_for_values() -> None:
 
 
 @pytest.mark.parametrize("labels", [2, 3, 6])
-async def test_a_fit_with_bounds_is_30_exchanges_and_256_kilobytes_at_most(labels: int) -> None:
+async def test_a_fit_with_bounds_is_12_exchanges_and_256_kilobytes_at_most(labels: int) -> None:
     rng = np.random.default_rng(labels)
     rows, exact = rng.normal(size=(400, 128)) - 5, rng.random((400, 128)) < 0.4
     truth = rng.integers(labels, size=400).astype(np.intp)
     rows[:, labels:] += 0.3 * rng.normal(size=(labels, 128 - labels))[truth]
     groups = [(j,) for j in range(labels)]
-    clients = [
-        ClientFit(str(k), rows[k::4], truth[k::4], groups, seed=(0, k), exact=exact[k::4]) for k in range(4)
-    ]
+    clients = [ClientFit(str(k), rows[k::4], truth[k::4], groups, exact=exact[k::4]) for k in range(4)]
     _, report = await fit_over_clients(clients, range(128), groups)
-    assert report.exchanges <= 30
+    assert report.exchanges <= 12
     for client in clients:
         assert report.bytes_up[client.name] + report.bytes_down[client.name] + 4700 <= 256_000
 

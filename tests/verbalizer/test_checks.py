@@ -27,7 +27,7 @@ Change = Callable[[Any], dict[str, Any]]
 class Liar:
     """Changes its answers of a kind."""
 
-    name = "liar"
+    name, n = "liar", 40
 
     def __init__(self, kind: type[Message], change: Change) -> None:
         self._fit = ClientFit("liar", ROWS, LABELS, GROUPS)
@@ -45,8 +45,9 @@ def twisted(scatter: Floats) -> Floats:
 
 
 LIES: list[tuple[type[Message], Change, str]] = [
-    (Moments, lambda m: {"labels": 100 * m.labels}, "do not add up"),
-    (Moments, lambda m: {"labels": -m.labels, "folds": -m.folds}, "do not add up"),
+    (Moments, lambda m: {"labels": 100 * m.labels}, "40 texts, but tells of 4000"),
+    (Moments, lambda m: {"labels": -m.labels}, "counts of texts are none"),
+    (Moments, lambda m: {"labels": m.labels + np.array([0.5, -0.5, 0])}, "counts of texts are none"),
     (Moments, lambda m: {"means": -m.means}, "words have probabilities"),
     (Moments, lambda m: {"means": 100 * m.means}, "words have probabilities"),
     (Moments, lambda m: {"means": m.means[:, :5]}, "other than 12 words"),
@@ -59,11 +60,12 @@ LIES: list[tuple[type[Message], Change, str]] = [
     (Sums, lambda s: {"losses": -s.losses - 1}, "losses or their derivatives"),
     (Sums, lambda s: {"gradients": s.gradients + 1e7}, "losses or their derivatives"),
     (Sums, lambda s: {"gradients": s.gradients[:, :2]}, "other sums"),
-    (Sums, lambda s: {"curvature": -s.curvature - 1} if s.curvature.size else {}, "curvature"),
+    (Sums, lambda s: {"curvature": -s.curvature - 1}, "curvature"),
     (Cross, lambda c: {"n": c.n + 1}, "40 texts, but tells of 41"),
     (Cross, lambda c: {"sums": 100 * c.sums}, "its losses cannot be"),
     (Cross, lambda c: {"sums": -c.sums - 1}, "its losses cannot be"),
     (Cross, lambda c: {"sums": c.sums[:1]}, "other than"),
+    (Cross, lambda c: {"gradients": c.gradients + 1e7}, "derivatives of its losses"),
 ]
 
 

@@ -17,7 +17,6 @@ from fedbpt_api.verbalizer import (
     FitReport,
     Kind,
     Verbalizer,
-    assign_folds,
     decode,
     encode,
     fit,
@@ -26,7 +25,6 @@ from fedbpt_api.verbalizer import (
 from fedbpt_api.verbalizer.messages import AskMoments, AskSums, Begin, Cross, Moments, Sums, WordSums
 from fedbpt_api.verbalizer.regression import Ints
 
-FOLDS = 8
 KINDS: tuple[Kind, ...] = ("words", "bias", "weighted")
 
 
@@ -41,10 +39,6 @@ class Texts:
     @property
     def words(self) -> tuple[int, ...]:
         return tuple(range(1000, 1000 + self.rows.shape[1]))
-
-    @property
-    def folds(self) -> Ints:
-        return assign_folds(self.labels, FOLDS, (3,))
 
 
 def made_up(n: int, labels: int, words: int, signal: float, clarity: float = 1.0, seed: int = 0) -> Texts:
@@ -63,8 +57,7 @@ def made_up(n: int, labels: int, words: int, signal: float, clarity: float = 1.0
 
 def clients_of(texts: Texts, parts: Sequence[Ints]) -> list[ClientFit]:
     return [
-        ClientFit(f"client {k}", texts.rows[i], texts.labels[i], texts.groups, folds=texts.folds[i])
-        for k, i in enumerate(parts)
+        ClientFit(f"client {k}", texts.rows[i], texts.labels[i], texts.groups) for k, i in enumerate(parts)
     ]
 
 
@@ -116,7 +109,7 @@ def by_scipy(texts: Texts, strength: float, keep: Ints | None = None) -> tuple[F
 
 async def over(texts: Texts, kind: str) -> tuple[Verbalizer, FitReport]:
     clients = clients_of(texts, parts_of(texts, kind))
-    return await fit_over_clients(clients, texts.words, texts.groups, folds=FOLDS)
+    return await fit_over_clients(clients, texts.words, texts.groups)
 
 
 @pytest.mark.parametrize("labels", [2, 3, 6])
@@ -128,21 +121,21 @@ async def test_it_is_the_pooled_fit_that_scipy_finds(labels: int, parts: str) ->
     assert report.shrinkage is not None
     expected, _ = by_scipy(texts, report.shrinkage)
     assert np.abs(verbalizer.probabilities(texts.rows) - expected).max() < 1e-6
-    pooled, alone = fit(texts.rows, texts.labels, texts.words, texts.groups, folds=texts.folds)
+    pooled, alone = fit(texts.rows, texts.labels, texts.words, texts.groups)
     assert (alone.kind, alone.shrinkage, alone.n) == (report.kind, report.shrinkage, report.n)
     assert pooled.probabilities(texts.rows) == pytest.approx(expected, abs=1e-6)
 
 
 def test_cross_validation_is_the_one_that_scipy_does() -> None:
     texts = made_up(90, 3, 64, signal=0.4)
-    _, report = fit(texts.rows, texts.labels, texts.words, texts.groups, folds=texts.folds)
-    for strength in (0.9, 0.8, 0.6):
-        losses = np.zeros(len(texts.labels))
-        for fold in range(FOLDS):
-            own = np.flatnonzero(texts.folds == fold)
-            _, shares = by_scipy(texts, strength, np.flatnonzero(texts.folds != fold))
-            losses[own] = -np.log(shares[own, texts.labels[own]])
-        assert report.losses[f"weighted {strength:g}"] == pytest.approx(losses.mean(), abs=0.001)
+    _, report = fit(texts.rows, texts.labels, texts.words, texts.groups)
+    every = np.arange(len(texts.labels))
+    for strength in (0.9, 0.6):
+        losses = []
+        for own in every:
+            _, shares = by_scipy(texts, strength, np.delete(every, own))
+            losses.append(-np.log(shares[own, texts.labels[own]]))
+        assert report.losses[f"weighted {strength:g}"] == pytest.approx(np.mean(losses), abs=0.001)
     assert report.loss == min(report.losses.values())
 
 
@@ -156,7 +149,7 @@ async def test_a_bias_makes_the_label_shares_right_and_keeps_the_scale() -> None
     assert verbalizer.bias.sum() == pytest.approx(0.0, abs=1e-12)
     # At the optimum the expected counts miss the true ones by the penalty's pull alone.
     counts = verbalizer.probabilities(texts.rows).sum(axis=0) - np.bincount(texts.labels)
-    assert counts == pytest.approx(-0.003 * 80 * verbalizer.bias, abs=1e-7)
+    assert counts == pytest.approx(-0.003 * 80 * verbalizer.bias, abs=1e-5)
 
 
 def test_it_switches_itself_off_where_words_say_nothing() -> None:
@@ -198,13 +191,13 @@ def test_texts_not_seen_are_classified_better_where_words_say_something() -> Non
     assert losses["weighted"] < losses["bias"] < losses["words"]
 
 
-@pytest.mark.parametrize("labels", [2, 3, 4, 6, 20, 34, 100])
-async def test_a_fit_is_30_exchanges_and_256_kilobytes_at_most(labels: int) -> None:
+@pytest.mark.parametrize("labels", [2, 3, 4, 6, 20, 28, 29, 100])
+async def test_a_fit_is_12_exchanges_and_256_kilobytes_at_most(labels: int) -> None:
     texts = made_up(400, labels, 128, signal=0.3)
     clients = clients_of(texts, parts_of(texts, "uneven"))
     _, report = await fit_over_clients(clients, texts.words, texts.groups)
-    assert report.exchanges <= 30
-    assert report.residual <= 1e-9
+    assert report.exchanges <= 12
+    assert report.residual <= 1e-6
     words = 8 * 500 + 100 + 4 * 128  # the word list, up and down
     for client in clients:
         assert report.bytes_up[client.name] + report.bytes_down[client.name] + words <= 256_000
@@ -215,7 +208,7 @@ async def test_bytes_are_those_of_the_messages() -> None:
     seen: dict[str, list[int]] = {"up": [], "down": []}
 
     class Counting:
-        name = "counted"
+        name, n = "counted", 40
         inner = clients_of(texts, parts_of(texts, "pooled"))[0]
 
         async def answer(self, message: bytes) -> bytes:
@@ -281,17 +274,6 @@ def test_a_server_that_returns_only_label_words_gets_no_weights() -> None:
     assert list(report.losses) == ["words", "scale and bias"]
 
 
-def test_folds_spread_each_label_and_depend_on_the_seed_alone() -> None:
-    labels = np.repeat([0, 1, 2], [16, 9, 3]).astype(np.intp)
-    folds = assign_folds(labels, FOLDS, (5, 1))
-    for label, most in ((0, 2), (1, 2), (2, 1)):
-        counts = np.bincount(folds[labels == label], minlength=FOLDS)
-        assert counts.max() == most
-        assert counts.max() - counts.min() <= 1
-    assert (folds == assign_folds(labels, FOLDS, (5, 1))).all()
-    assert (folds != assign_folds(labels, FOLDS, (5, 2))).any()
-
-
 @pytest.mark.parametrize(
     ("rows", "labels", "problem"),
     [
@@ -320,15 +302,15 @@ def test_a_client_refuses_what_a_server_does_not_ask() -> None:
         client.reply(WordSums(none, np.zeros(0)))
     every = np.zeros(1, dtype=np.intp)
     with pytest.raises(FitError, match="before it knew the designs"):
-        client.reply(AskSums(every, every, np.zeros((1, 3)), False))
+        client.reply(AskSums(every, np.zeros((1, 3))))
     with pytest.raises(FitError, match="2 labels and 3 words"):
         client.reply(
-            Begin(np.ones(2), np.zeros(2), np.zeros((2, 4)), np.zeros(10), np.full(1, 0.5), np.zeros(3))
+            Begin(np.ones(2), np.zeros(2), np.zeros((2, 4)), np.zeros(10), np.full(1, 0.5), np.zeros((2, 3)))
         )
-    client.reply(Begin(np.ones(2), np.zeros(2), np.zeros((2, 0)), np.zeros(0), np.zeros(0), np.zeros(3)))
+    client.reply(Begin(np.ones(2), np.zeros(2), np.zeros((2, 0)), np.zeros(0), np.zeros(0), np.zeros((1, 3))))
     for models in (
-        AskSums(every, every, np.zeros((1, 4)), False),
-        AskSums(every + 1, every, np.zeros((1, 3)), False),
+        AskSums(every, np.zeros((1, 4))),
+        AskSums(every + 1, np.zeros((1, 3))),
     ):
         with pytest.raises(FitError, match="do not fit its designs of 3"):
             client.reply(models)
@@ -339,12 +321,12 @@ def test_a_client_refuses_what_a_server_does_not_ask() -> None:
     [
         (
             "weighted",
-            Cross(1, np.zeros(1), np.zeros((1, 1))),
+            Cross(1, np.zeros(1), np.zeros((1, 1)), np.zeros((0, 3))),
             "Cross, which is no answer to AskMoments",
         ),
         (
             "weighted",
-            Moments(np.ones(8), np.ones(2), np.zeros(2), np.zeros((2, 4)), np.zeros(10), 0),
+            Moments(np.ones(2), np.zeros(2), np.zeros((2, 4)), np.zeros(10), 0),
             "other than 3 words",
         ),
         (
@@ -358,7 +340,7 @@ async def test_answers_that_do_not_fit_are_refused(
     kind: Kind, answer: Cross | Moments | Sums, problem: str
 ) -> None:
     class Odd:
-        name = "odd"
+        name, n = "odd", 2
 
         async def answer(self, message: bytes) -> bytes:
             assert isinstance(decode(message), AskMoments) or kind == "words"
