@@ -30,8 +30,8 @@ from fedbpt_api.data import read_examples
 from fedbpt_api.prompts.written import Line
 from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.ensemble import TRUST
+from fedbpt_api.run.opening import open_parties
 from fedbpt_api.run.origins import Shown, shown_examples, written_lines
-from fedbpt_api.run.parties import open_parties
 from fedbpt_api.run.words import choose_words
 from fedbpt_api.scoring.backend import Backend, Floats
 from fedbpt_api.scoring.budget import Budget

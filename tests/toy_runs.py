@@ -10,7 +10,8 @@ from pathlib import Path
 
 import orjson
 import pytest
-from typer.testing import CliRunner, Result
+from click.testing import Result
+from typer.testing import CliRunner
 
 from fedbpt_api.cli import app
 from fedbpt_api.data import write_examples

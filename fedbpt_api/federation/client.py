@@ -92,6 +92,11 @@ class Client:
         return len(self._train)
 
     @property
+    def label_counts(self) -> Ints:
+        """Training texts of each label, up to the last that it has; shape [C] or shorter."""
+        return np.bincount(self._train.labels).astype(np.int64)
+
+    @property
     def n_dev(self) -> int:
         return len(self._dev)
 
@@ -136,8 +141,8 @@ class Client:
 
     @property
     def longest(self) -> int:
-        """Tokens of its longest training or development input without its prompt."""
-        return longest([self._train.texts, self._dev.texts])
+        """Tokens of its longest input without its prompt."""
+        return longest([self._train.texts, self._dev.texts, self._test.texts])
 
     def moved(self) -> Client:
         """The same client with the prompt's place right behind its texts."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedbpt_api.federation import plain
-from fedbpt_api.federation.messages import MessageError
+from fedbpt_api.federation.messages import MAX_CLIENT, MessageError
+from fedbpt_api.prompts.space import Ids
 from fedbpt_api.scoring.backend import BackendInfo
 
 
@@ -18,6 +19,8 @@ class Facts:
     Attributes:
         name: Its name.
         train, dev, test: Numbers of texts.
+        labels: Training texts of each label.
+        tokens: What stands for the label words at its server.
         longest: Tokens of its longest input without a prompt.
         info: What its server is.
         limit: Scored examples that it will spend at most; None where it does not say.
@@ -27,6 +30,8 @@ class Facts:
     train: int
     dev: int
     test: int
+    labels: tuple[int, ...]
+    tokens: Ids
     longest: int
     info: BackendInfo
     limit: int | None
@@ -49,15 +54,20 @@ class Facts:
                 block=plain.whole(fields["block"], 1),
                 inputs=tuple(plain.whole(n) for n in fields["inputs"]),
             )
-            return cls(
+            found = cls(
                 name=str(fields["name"]),
                 train=plain.whole(fields["train"]),
                 dev=plain.whole(fields["dev"]),
                 test=plain.whole(fields["test"]),
+                labels=tuple(plain.whole(n) for n in fields["labels"]),
+                tokens=plain.to_ids(fields["tokens"]),
                 longest=plain.whole(fields["longest"]),
                 info=info,
                 limit=None if fields["scored"] is None else plain.whole(fields["scored"]),
             )
+            if sum(found.labels) != found.train or not 0 < len(found.name) <= MAX_CLIENT:
+                raise ValueError("its labels do not add up to its texts, or its name is too long")
+            return found
         except (KeyError, TypeError, ValueError) as error:
             raise MessageError(f"a party does not say what it is: {error}") from error
 
@@ -69,6 +79,8 @@ class Facts:
             "train": self.train,
             "dev": self.dev,
             "test": self.test,
+            "labels": list(self.labels),
+            "tokens": list(self.tokens),
             "longest": self.longest,
             "scored": self.limit,
             "kind": info.kind,

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from fedbpt_api.federation.local_search import Plan, Reference, Searched
 from fedbpt_api.federation.messages import Broadcast
-from fedbpt_api.federation.tally import Contestant, Sums, Tally
+from fedbpt_api.federation.tally import Contestant, Ints, Sums, Tally
 from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import Job, Line
 from fedbpt_api.scoring.backend import BackendInfo, Floats
@@ -31,6 +31,8 @@ class Party(Protocol):
     def info(self) -> BackendInfo: ...
     @property
     def n_train(self) -> int: ...
+    @property
+    def label_counts(self) -> Ints: ...
     @property
     def n_dev(self) -> int: ...
     @property

@@ -1,19 +1,24 @@
-"""What a party has answered, on disk: a server that is started again asks for nothing twice.
+"""What parties have answered, on disk: a server that is started again asks for nothing twice.
 
 A run's questions follow from the answers before them, so a server that begins anew puts the same questions
-in the same order; those that were answered are answered from the file, those that were not reach the party.
-Each answer is on disk before it is used. The file holds sums, never a text.
+in the same order; those that were answered are answered from the files, those that were not reach the
+parties. Each answer is on disk before it is used. That a party did not answer is written down too, once the
+run has gone on without it: it then does so again. The files hold sums, never a text.
 
-It is a file of records (`scoring.record_file`): a hash of the question (16 bytes), then the answer.
+A file of records (`scoring.record_file`) a party: a hash of the question (16 bytes), then the answer, or
+nothing where there was none.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import defaultdict, deque
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from fedbpt_api.errors import FedbptError
 from fedbpt_api.federation.remote import Exchange
 from fedbpt_api.scoring.record_file import RecordFile, read_records
 
@@ -22,19 +27,49 @@ _VERSION: Final = 1
 _KEY: Final = 16  # bytes of a question's hash
 
 
-class Recorded:
-    """An `Exchange` that keeps answers.
+@dataclass
+class Records:
+    """The files of a run's parties.
 
     Args:
-        path: The file; made if there is none.
-        exchange: Who is asked what the file does not know.
-
-    Raises:
-        RunFolderError: The file is of another kind, is damaged, or cannot be written.
+        folder: Where they are, or will be.
     """
 
-    def __init__(self, path: Path, exchange: Exchange) -> None:
+    folder: Path
+    _open: list[Recorded] = field(default_factory=list)
+    _missed: list[tuple[Recorded, bytes]] = field(default_factory=list)
+
+    def of(self, name: str, exchange: Exchange) -> Recorded:
+        """A party's exchange, with its answers kept in `answers-NAME.records`.
+
+        Raises:
+            RunFolderError: The file is of another kind, is damaged, or cannot be written.
+        """
+        self._open.append(Recorded(self.folder / f"answers-{name}.records", exchange, self))
+        return self._open[-1]
+
+    def miss(self, party: Recorded, key: bytes) -> None:
+        """Note that a party did not answer, until the run goes on."""
+        self._missed.append((party, key))
+
+    def go_on(self) -> None:
+        """Write down who did not answer: somebody else has."""
+        for party, key in self._missed:
+            party.keep(key, b"")
+        self._missed.clear()
+
+    def close(self) -> None:
+        for party in self._open:
+            party.close()
+        self._open.clear()
+
+
+class Recorded:
+    """An `Exchange` that keeps answers; made by `Records.of`."""
+
+    def __init__(self, path: Path, exchange: Exchange, records: Records) -> None:
         self._exchange = exchange
+        self._records = records
         self._known: defaultdict[bytes, deque[bytes]] = defaultdict(deque)
         whole = None
         if path.exists():
@@ -48,15 +83,28 @@ class Recorded:
         """The answer: one from before, or the party's.
 
         Raises:
-            RunFolderError: It cannot be kept.
+            FedbptError: It did not answer, then or now.
+            RunFolderError: Its answer cannot be kept.
         """
         key = hashlib.blake2b(question, digest_size=_KEY).digest()
         if self._known[key]:
-            return self._known[key].popleft()
+            answer = self._known[key].popleft()
+            if not answer:
+                raise FedbptError("no answer, when it was asked first")
+            return answer
         self._file.make_room()
-        answer = await self._exchange(question)
-        self._file.append(key + answer)
+        try:
+            answer = await self._exchange(question)
+        except (FedbptError, TimeoutError, asyncio.CancelledError):
+            self._records.miss(self, key)
+            raise
+        self._records.go_on()
+        self.keep(key, answer)
         return answer
+
+    def keep(self, key: bytes, answer: bytes) -> None:
+        """Write an answer down."""
+        self._file.append(key + answer)
 
     def close(self) -> None:
         self._file.close()

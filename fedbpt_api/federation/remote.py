@@ -6,12 +6,14 @@ says that it cost is taken off. A party's own budget stays its own business; it 
 
 from __future__ import annotations
 
-import itertools
+import hashlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
+import orjson
 
 from fedbpt_api.errors import FedbptError, QuotaError
 from fedbpt_api.federation import plain
@@ -20,7 +22,7 @@ from fedbpt_api.federation.facts import Facts
 from fedbpt_api.federation.forgotten import Forgotten, patiently
 from fedbpt_api.federation.local_search import Plan, Reference, Searched
 from fedbpt_api.federation.messages import Broadcast, MessageError, decode_update, encode_broadcast
-from fedbpt_api.federation.tally import Contestant, Sums, Tally
+from fedbpt_api.federation.tally import Contestant, Ints, Sums, Tally
 from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import LONGEST, Job, Line
 from fedbpt_api.scoring.backend import BackendInfo, Floats, Usage
@@ -43,31 +45,37 @@ class RemoteParty:
         facts: What it is.
         exchange: How envelopes reach it.
         budget: What its questions have cost; its parent is the run's.
+        introduction: What it was told at first, and is again when it has forgotten.
         tested: What its test has cost.
     """
 
     facts: Facts
     exchange: Exchange
     budget: Budget
+    introduction: bytes = b""
     tested: Budget | None = None
     _words: Ids = ()
+    _introduced: bool = True
     _told: tuple[Ids, _Rounds | None] = ((), None)  # words and rounds that the party knows
     _last: tuple[Broadcast, _Rounds] | None = None  # its last search
-    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    _fits: Counter[str] = field(default_factory=Counter)
     _spent: dict[str, list[dict[str, int]]] = field(default_factory=dict)  # as told, each time it was started
 
     @classmethod
-    async def reach(cls, exchange: Exchange, run: Budget) -> RemoteParty:
-        """Ask a party what it is.
+    async def reach(cls, exchange: Exchange, run: Budget, task: bytes | None = None) -> RemoteParty:
+        """Tell a party its task, and ask it what it is.
+
+        Args:
+            exchange: How envelopes reach it.
+            run: The run's budget.
+            task: The envelope that tells the task (`federation.host`); None where it knows.
 
         Raises:
             FedbptError: It does not answer, or something else.
         """
-        answer = opened(await exchange(seal(Envelope("facts", {}))))
-        if answer.kind != "facts":
-            raise MessageError(f"a party answers {answer.kind!r} where it should say what it is")
-        facts = Facts.read(answer.fields.get("answer", {}))
-        return cls(facts, exchange, Budget(Limits(scored=facts.limit), run))
+        introduction = task or seal(Envelope("facts", {}))
+        facts = await _introduced(exchange, introduction)
+        return cls(facts, exchange, Budget(Limits(scored=facts.limit), run), introduction)
 
     @property
     def name(self) -> str:
@@ -84,6 +92,10 @@ class RemoteParty:
     @property
     def n_train(self) -> int:
         return self.facts.train
+
+    @property
+    def label_counts(self) -> Ints:
+        return np.array(self.facts.labels, dtype=np.int64)
 
     @property
     def n_dev(self) -> int:
@@ -122,13 +134,15 @@ class RemoteParty:
     async def fit(
         self, prompt: Asked, groups: Sequence[Sequence[int]], *, with_dev: bool = False
     ) -> RemoteFit:
-        number = str(next(self._numbers))
-        fields = {
-            "fit": number,
+        told = {
             "prompt": plain.of_prompt(prompt),
             "groups": [list(group) for group in groups],
             "with_dev": with_dev,
         }
+        # A server that is started again gives a fit the name that it had, whatever else is under way.
+        content = hashlib.blake2b(orjson.dumps([told, self._words]), digest_size=8).hexdigest()
+        self._fits[content] += 1
+        fields = {"fit": f"{content}-{self._fits[content]}", **told}
         await self.begin_fit(fields)
         return RemoteFit(self, fields)
 
@@ -245,6 +259,10 @@ class RemoteParty:
         Raises:
             BudgetSpent, Stopped, FedbptError: What the party answers, or how it failed to.
         """
+        if not self._introduced:
+            self._introduced = True
+            if await _introduced(self.exchange, self.introduction) != self.facts:
+                raise MessageError(f"{self.name} has come back with other texts, or another model")
         if self._words != self._told[0]:
             words, self._told = self._words, (self._words, self._told[1])
             await self._once("words", {"words": list(words)})
@@ -253,7 +271,8 @@ class RemoteParty:
         self._run.reserve(granted)
         try:
             answer = opened(await self.exchange(data))
-            self._count(answer.fields.get("spent"))
+            if answer.kind not in ("forgotten", "failed") or "spent" in answer.fields:
+                self._count(answer.fields.get("spent"))
         finally:
             self._run.settle(granted, Usage())
         inner = answer.fields.get("answer")
@@ -265,7 +284,7 @@ class RemoteParty:
             case "stopped":
                 raise Stopped
             case "forgotten":
-                self._told = ((), None)
+                self._told, self._introduced = ((), None), False
                 raise Forgotten(f"{self.name} has been started again and does not know what it was told")
             case "quota":
                 raise QuotaError(str(inner.get("message")), str(inner.get("hint")))
@@ -357,6 +376,21 @@ class RemoteFit:
         answer = await patiently(ask, begin)
         self.said.append(message)
         return answer
+
+
+async def _introduced(exchange: Exchange, introduction: bytes) -> Facts:
+    """What a party says of itself.
+
+    Raises:
+        FedbptError: It does not, or cannot take part.
+    """
+    answer = opened(await exchange(introduction))
+    inner = answer.fields.get("answer", {})
+    if answer.kind == "failed" and isinstance(inner, dict):
+        raise FedbptError(str(inner.get("message")), str(inner.get("hint")))
+    if answer.kind != "facts":
+        raise MessageError(f"a party answers {answer.kind!r} where it should say what it is")
+    return Facts.read(inner)
 
 
 def _list(fields: Mapping[str, Any], name: str, most: int) -> list[Any]:

@@ -7,6 +7,7 @@ party has spent since it was started goes with each answer. Nothing here knows h
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -26,11 +27,12 @@ from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import Job
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
 from fedbpt_api.scoring.scorer import Stopped
-from fedbpt_api.verbalizer import ClientFit, Verbalizer
+from fedbpt_api.verbalizer import ClientFit, FitError, Verbalizer
 
+_LOG = logging.getLogger(__name__)
 Act = Callable[[], Awaitable[Envelope]]
 _ON_WORDS = frozenset({"write", "fit", "evaluate", "agreement", "rounds", "test"})  # read with the words told
-_FITS = 16  # that are kept until their last message
+_FITS = 100  # that are kept until their last message
 
 
 class Responder:
@@ -38,9 +40,11 @@ class Responder:
 
     Args:
         client: It; its budget's parent must be this party's share of the run's, without a limit.
+        tokens: What stands for the label words at its server.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, tokens: Ids = ()) -> None:
+        self._tokens = tokens
         self._client = client
         self._turn = asyncio.Lock()
         self._life = secrets.token_hex(8)
@@ -57,6 +61,8 @@ class Responder:
             train=client.n_train,
             dev=client.n_dev,
             test=client.n_test,
+            labels=tuple(client.label_counts.tolist()),
+            tokens=self._tokens,
             longest=client.longest,
             info=client.info,
             limit=client.budget.limits.scored,
@@ -78,9 +84,9 @@ class Responder:
             except Forgotten:
                 reply = Envelope("forgotten", {})
             except QuotaError as error:
-                reply = Envelope("quota", {"message": error.message, "hint": error.hint})
+                reply = Envelope("quota", {"message": discreet(error).message, "hint": ""})
             except (FedbptError, TimeoutError) as error:
-                told = error if isinstance(error, FedbptError) else FedbptError("no answer in time")
+                told = discreet(error)
                 reply = Envelope("failed", {"message": told.message, "hint": told.hint})
             spent: dict[str, object] = {
                 part: {key: now - self._before[part][key] for key, now in counted.items()}
@@ -238,6 +244,20 @@ class Responder:
 
     async def _test(self, contestants: Sequence[Contestant], common: int) -> Envelope:
         return Envelope("tally", plain.of_tally(await self._client.test(contestants, common)))
+
+
+def discreet(error: FedbptError | TimeoutError) -> FedbptError:
+    """What the server may hear of a failure: of messages everything, of the rest that it was one.
+
+    An error of a model server may tell addresses, or repeat what it was sent; the party's own log has it.
+    """
+    if isinstance(error, MessageError | FitError):
+        return error
+    _LOG.error("a question failed: %s", error or "no answer in time")
+    if isinstance(error, QuotaError):
+        return QuotaError("no more can be paid for there")
+    what = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    return FedbptError(f"its model server or its files failed ({what}); its own log says more")
 
 
 @plain.reading

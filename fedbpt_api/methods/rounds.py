@@ -60,9 +60,11 @@ async def around(run: Searching, centre: Assessment, space: PromptSpace) -> Stop
         state = merged.state
         shown, ended = run.assessor.best(), merged.spent
         try:
-            shown = await run.assessor.assess(space.decode(state.mean), "merged mean", state.mean)
-            for z in await _proposals(run, merged, settings.proposals):
-                await run.assessor.assess(space.decode(z), "best candidate", z)
+            points = [(state.mean, "merged mean")]
+            points += [(z, "best candidate") for z in await _proposals(run, merged, settings.proposals)]
+            judged = [(space.decode(z), z, origin) for z, origin in points]
+            await run.assessor.assess_all(judged)
+            shown = run.assessor.known[judged[0][0]]
         except BudgetSpent:
             ended = True
         idle = 0 if clock.answered() else idle + 1

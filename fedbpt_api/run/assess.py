@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from fedbpt_api.errors import FedbptError
 from fedbpt_api.federation.party import Party
-from fedbpt_api.federation.runtime import Answers, ask_all, need_quorum
+from fedbpt_api.federation.runtime import Answers, ask_all, need_quorum, side_by_side
 from fedbpt_api.federation.tally import Sums
 from fedbpt_api.prompts.space import Asked, Ensemble, Ids, members_of
 from fedbpt_api.prompts.tuned import TunedPrompt, shown_together
@@ -155,6 +155,42 @@ class Assessor:
         """
         if prompt in self.known:
             return self.known[prompt]
+        return await self._enter(await self._measured(prompt, z, fixed), origin)
+
+    async def assess_all(self, prompts: Sequence[tuple[Asked, Floats | None, str]]) -> None:
+        """Assess prompts, each with where it lies and its origin, as `assess` does one after the other.
+
+        Behind a network, where an exchange takes long however little it asks, they are measured side by side,
+        unless what one does decides whether another's development texts are paid for.
+
+        Raises:
+            BudgetSpent, QuorumError: As from `assess`.
+        """
+        alike = self.centre is not None or self.settings.search.choice == "committee"
+        new = {prompt: (z, origin) for prompt, z, origin in prompts if prompt not in self.known}
+        if not (self.parties.apart and alike and self.affords(len(new), 1.0)):
+            for prompt, z, origin in prompts:
+                await self.assess(prompt, origin, z)
+            return
+        work = [self._measured(prompt, z) for prompt, (z, _) in new.items()]
+        for assessment in await side_by_side(work):
+            await self._enter(assessment, new[assessment.prompt][1])
+
+    def affords(self, prompts: int, share: float, more: int = 0) -> bool:
+        """Whether judging so many prompts, and spending `more`, stays within a share of the budgets.
+
+        Of the run's budget, and of each client's own.
+        """
+        parties = self.parties
+        if parties.budget.used(self.cost * prompts + more) > share:
+            return False
+        each = more // len(parties.clients)
+        return all(c.budget.used(c.cost * prompts + each) <= share for c in parties.clients)
+
+    async def _measured(
+        self, prompt: Asked, z: Floats | None = None, fixed: Verbalizer | None = None
+    ) -> Assessment:
+        """What all clients say of a prompt."""
         joined = isinstance(prompt, Ensemble)
         if fixed is None:
             fits = await self.sides(prompt)
@@ -169,9 +205,11 @@ class Assessor:
         text = await self._text(prompt)
         z = z if isinstance(prompt, Soft) else None
         floor = self.centre.train if self.centre and not self._unsearched(prompt) else {}
-        assessment = Assessment(
-            prompt, text, verbalizer, train, dict(sums.got), floor, z, fixed=fixed is not None
-        )
+        return Assessment(prompt, text, verbalizer, train, dict(sums.got), floor, z, fixed=fixed is not None)
+
+    async def _enter(self, assessment: Assessment, origin: str) -> Assessment:
+        """Remember and tell what was measured."""
+        prompt = assessment.prompt
         if self._noisy and self.known and assessment.beats(self.best()):
             rival = self.best()
             for doubted in (rival, assessment):

@@ -171,7 +171,7 @@ def load_task(settings: Settings) -> Task:
     place: Place = "after" if settings.prompt_place == "after" else "before"  # "auto" begins there
     template = Template.parse(settings.template, place)
     task = Task(template, LabelWords.from_mapping(settings.labels), clients)
-    validate(task)
+    validate(task, apart=settings.parties is not None)
     return task
 
 

@@ -92,7 +92,9 @@ def cross_problems(values: Mapping[str, object]) -> Iterator[str]:
     clients, data = values.get("clients"), values.get("data")
     if clients and data:
         yield "clients, data: expected one of them, got both; remove [[clients]] or [data]"
-    if not clients and not data:
+    if (clients or data) and values.get("parties") is not None:
+        yield "parties: they are behind a network, so their texts are not here; remove [[clients]] or [data]"
+    if not clients and not data and values.get("parties") is None:
         yield "clients, data: expected one of them, got none; add a [[clients]] for each party, or one [data]"
     budget = values.get("budget")
     if isinstance(budget, Mapping) and all(

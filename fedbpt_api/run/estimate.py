@@ -22,7 +22,8 @@ from fedbpt_api.run.ceiling import ceilings, within
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Event, RoundDone
 from fedbpt_api.run.foreseen import Estimate, Figures
-from fedbpt_api.run.parties import Keep, Parties, open_parties
+from fedbpt_api.run.opening import open_parties
+from fedbpt_api.run.parties import Keep, Parties
 from fedbpt_api.run.rehearsal import Rehearsal, Speed, Stage
 from fedbpt_api.run.result import ALL_CLIENTS
 from fedbpt_api.run.schema import CacheSettings

@@ -7,6 +7,7 @@ estimate.json  what was foreseen, where an estimate was asked for
 prompt.json    the best prompt so far, then the tuned one
 result.json    the whole result               report.html    the same, to look at and to send
 scores-N.journal  every score of client N, on disk before it was used
+answers-NAME.records, parties.json  in their place, where parties are behind a network: what they answered
 model.facts    what the model's server said beside scores
 
 The journals, the facts and the settings are the run; everything else follows from them, and is written anew
@@ -35,7 +36,8 @@ from fedbpt_api.run.result import RoundRecord, RunResult
 
 ESTIMATE = "estimate.json"
 _LEFT = ("model.facts", "versions.json", "estimate.json", "rounds.jsonl", "prompts.jsonl", "prompt.json",
-         "result.json", "report.html")  # fmt: skip
+         "result.json", "report.html", "parties.json")  # fmt: skip
+_KEPT = ("scores-*.journal", "answers-*.records")
 _LIMIT = 50_000_000  # bytes of any file that is read back
 
 
@@ -84,7 +86,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-            if new and any(path.glob("scores-*.journal")):
+            if new and any(any(path.glob(kept)) for kept in _KEPT):
                 lock.release()
                 raise RunFolderError(
                     f"{path} holds a run already",

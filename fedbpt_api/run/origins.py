@@ -30,6 +30,7 @@ from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.task import Example
 
 _MOST = 240  # draws of made-up examples
+_WAVE = 32  # of them judged side by side, where parties are behind a network
 _FITTING = 8  # of which one is taken, for the blocks of a cache
 MADE_UP = "made-up examples"
 _ORDER = 3  # keys the draw of an order
@@ -53,8 +54,7 @@ async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessm
     """
     settings, backend = assessor.settings, assessor.parties.backend
     prompts = list(dict.fromkeys(settings.prompts))
-    for text in prompts:
-        await assessor.assess(await backend.tokenize(text), START)
+    await assessor.assess_all([(await backend.tokenize(text), None, START) for text in prompts])
     spaces = await _made_up(assessor, codebook)
     best = assessor.best()
     if settings.search.form == "demonstrations" and spaces:
@@ -73,21 +73,29 @@ async def _made_up(assessor: Assessor, codebook: Codebook) -> dict[Asked, Codebo
     spaces: dict[Asked, CodebookSpace] = {}
     shown = () if settings.search.form == "words" else await shown_examples(assessor)
     forced = settings.search.form == "demonstrations"
-    if not shown or not (forced or _affords(assessor, _writing(assessor, len(shown)))):
+    share = settings.search.opening
+    if not shown or not (forced or assessor.affords(1, share, _writing(assessor, len(shown)))):
         return spaces
     try:
         lines = await written_lines(assessor, shown)
-        for draw in range(_MOST):
-            if not (_affords(assessor) or (forced and draw == 0)):
+        draw = 0
+        while True:
+            begun, wave = draw, dict[Asked, CodebookSpace]()
+            while draw < _MOST and len(wave) < (_WAVE if assessor.parties.apart else 1):
+                if not (assessor.affords(len(wave) + 1, share) or (forced and draw == 0)):
+                    break
+                space = await _drawn(assessor, codebook, shown, lines, draw)
+                draw += 1
+                ids = space.decode(0.0 * space.anchors)
+                if space.dimension and len(ids) <= assessor.parties.room and ids not in spaces:
+                    wave[ids] = space
+            if draw == begun:
                 break
-            space = await _drawn(assessor, codebook, shown, lines, draw)
-            ids = space.decode(0.0 * space.anchors)
-            if space.dimension and len(ids) <= assessor.parties.room:
-                await assessor.assess(ids, MADE_UP)
-                spaces[ids] = space
+            spaces |= wave
+            await assessor.assess_all([(ids, None, MADE_UP) for ids in wave])
     except BudgetSpent:
         pass  # what was judged until then is in the race
-    return spaces
+    return {ids: space for ids, space in spaces.items() if ids in assessor.known}
 
 
 async def _drawn(
@@ -144,18 +152,6 @@ async def _vectors(assessor: Assessor) -> tuple[Assessment, PromptSpace]:
 
     name = f"soft space around {','.join(map(str, origin))}"
     return best, await parties.facts.remember(name, around, SoftSpace.to_dict, SoftSpace.from_dict)
-
-
-def _affords(assessor: Assessor, more: int = 0) -> bool:
-    """Whether judging one more starting prompt, and spending `more`, stays within their share.
-
-    Of the run's budget, and of each client's own.
-    """
-    parties, share = assessor.parties, assessor.settings.search.opening
-    if parties.budget.used(assessor.cost + more) > share:
-        return False
-    each = more // len(parties.clients)
-    return all(c.budget.used(c.cost + each) <= share for c in parties.clients)
 
 
 def _line(parties: Parties) -> int:

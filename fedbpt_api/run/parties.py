@@ -1,13 +1,11 @@
-"""Opening a run: backends, token ids of all texts, clients with their budgets; checks before any cost."""
+"""All that a run holds open: backends, parties with their budgets, journals; and what it keeps on disk."""
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,21 +13,20 @@ from fedbpt_api.errors import ConfigError
 from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.party import Party
 from fedbpt_api.prompts.space import Ids
-from fedbpt_api.run.config import BackendSettings, BudgetSettings, Settings
+from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Started
-from fedbpt_api.run.prices import price_of
-from fedbpt_api.run.stored import Shelves, scope_of
+from fedbpt_api.run.stored import Shelves
 from fedbpt_api.scoring.backend import Backend, BackendInfo, Usage
-from fedbpt_api.scoring.budget import Budget, Limits
-from fedbpt_api.scoring.encode import EncodedText, Encoder, longest
-from fedbpt_api.scoring.facts import Facts, Remembering, known_info
-from fedbpt_api.scoring.journal import Journal, secret_of
+from fedbpt_api.scoring.budget import Budget
+from fedbpt_api.scoring.facts import Facts
+from fedbpt_api.scoring.journal import Journal
 from fedbpt_api.scoring.registry import open_backend
-from fedbpt_api.scoring.scorer import Scorer
-from fedbpt_api.scoring.trie import LabelTrie, label_trie, remarks
-from fedbpt_api.task import Task, validate
+from fedbpt_api.scoring.trie import LabelTrie
+from fedbpt_api.task import Task
 
-Opening = Callable[[Settings, Task, Callable[[], bool], "Keep"], Awaitable["Parties"]]  # as `open_parties`
+PartiesOpener = Callable[[Settings, Task, Callable[[], bool], "Keep"], Awaitable["Parties"]]
+"""Opens a run, as `open_parties` does."""
+
 _LONG = 15.0  # seconds that an answer may take before it is remarked on
 Opener = Callable[..., Awaitable[Backend]]  # as `open_backend`
 _ROOM = 48  # tokens that a prompt may add to the longest starting prompt
@@ -37,7 +34,11 @@ _ROOM = 48  # tokens that a prompt may add to the longest starting prompt
 
 @dataclass
 class Parties:
-    """All that a run holds open. `room` is how many tokens a prompt may have beside every text."""
+    """All that a run holds open.
+
+    `room` is how many tokens a prompt may have beside every text; `apart` says that parties are behind a
+    network.
+    """
 
     backend: Backend
     task: Task
@@ -50,6 +51,8 @@ class Parties:
     start_ids: Ids = ()
     word_texts: dict[int, str] = field(default_factory=dict)
     room: int = 0
+    apart: bool = False
+    closing: Callable[[], None] = lambda: None
     words: Ids = ()
     journals: list[Journal] = field(default_factory=list)
     facts: Facts = field(default_factory=lambda: Facts(None, b""))
@@ -154,6 +157,7 @@ class Parties:
         for journal in self.journals:
             journal.close()
         self.facts.close()
+        self.closing()
         for backend in self.backends:
             await backend.aclose()
 
@@ -186,100 +190,6 @@ class Keep:
     facts: Facts | None = None
 
 
-async def open_parties(
-    settings: Settings, task: Task, stopping: Callable[[], bool], keep: Keep | None = None
-) -> Parties:
-    """Open backends, tokenise every text and check what only the model can tell.
-
-    Args:
-        settings: The run's.
-        task: Texts, template and label words.
-        stopping: Whether the user has asked the run to stop.
-        keep: Where answers are kept and, for a run that goes on, found.
-
-    Raises:
-        ConfigError: Label words that cannot be told apart, texts longer than the context, clients' backends
-            that serve different models, a server that is another than when the run began. Nothing has
-            been scored.
-    """
-    keep = keep or Keep()
-    warnings = validate(task)
-    backends: list[Backend] = []
-    clients: list[Client] = []
-    secrets = [secret_of(*(rows for _, rows in data.parts())) for data in task.clients]
-    path = keep.folder / "model.facts" if keep.folder is not None else None
-    facts = keep.facts or Facts(
-        path, hashlib.blake2b(b"".join(secrets)).digest(), writable=keep.ended is None
-    )
-    opening = _Opening(keep, facts, settings.search.space == "soft", backends)
-    wanted = settings.cache.scores and keep.ended is None
-    scope, shelves = scope_of(facts.secret, settings.model_dump()), Shelves(None, b"", warnings)
-    try:
-        shelves = await Shelves.open(wanted, scope, warnings, settings.cache.charged)
-        plain = await opening.open(settings.backend, "server")
-        trie = await label_trie(plain, task.label_words)
-        warnings += await remarks(plain, trie)
-        backend = trie.over(plain)
-        shelf = await shelves.of(backends[-1], settings.backend.options, trie) if backends else None
-        run_budget = Budget(_limits(settings.budget))
-        prompts = {text: await backend.tokenize(text) for text in settings.prompts}
-        parties = Parties(backend, task, trie, run_budget, [], backends, stopping, warnings, facts=facts)
-        parties.shelves = shelves
-        parties.start_ids = prompts[settings.prompts[0]]
-        longest_prompt = max(map(len, prompts.values())) + _ROOM
-        own = {client.name: client for client in settings.clients}
-        problems: list[str] = []
-        rooms: list[int] = []
-        for number, data in enumerate(task.clients):
-            mine = own.get(data.name)
-            served, its_shelf = backend, shelf
-            if mine is not None and mine.backend is not None:
-                own_server = await opening.open(mine.backend, f"server of {data.name}")
-                served = trie.over(own_server)
-                if await label_trie(own_server, task.label_words) != trie:
-                    problems.append(f"clients.{data.name}.backend: its model has another vocabulary")
-                elif keep.ended is None:
-                    its_shelf = await shelves.of(backends[-1], mine.backend.options, trie)
-            encoder = Encoder(served, task.template, task.label_words)
-            sets = {part: await encoder.labelled(rows, part) for part, rows in data.parts()}
-            texts: dict[str, tuple[EncodedText, ...]] = {p: encoded.texts for p, encoded in sets.items()}
-            rooms.append(served.info.context - longest(list(texts.values())))
-            for name, encoded_texts in texts.items():
-                where = f"clients.{data.name}.{name}"
-                problems += _too_long(encoded_texts, where, served.info.context, longest_prompt)
-            charged = settings.price if mine is None or mine.backend is None else None
-            charged = mine.price if mine is not None and mine.price is not None else charged
-            budget = Budget(_limits(mine.budget if mine else None), run_budget)
-            budget.price = price_of(charged, served.info)
-            scorer = Scorer(served, budget, stopping, shelf=its_shelf)
-            clients.append(Client(data.name, number, settings.seed, scorer, **sets))
-        if problems:
-            raise ConfigError(problems, "shorten these texts, or raise backend.context")
-        currencies = {p.currency for c in clients if (p := c.budget.price) is not None}
-        if len(currencies) > 1:
-            raise ConfigError(
-                f"price: the files of prices name several currencies ({', '.join(sorted(currencies))})",
-                "convert the prices to one",
-            )
-        parties.clients[:] = clients
-        parties.room = min(rooms)
-        if keep.folder is not None:
-            for number, client in enumerate(clients):
-                place = keep.folder / f"scores-{number}.journal"
-                client.scorer.journal = Journal(place, secrets[number], keep.ended)
-                parties.journals.append(client.scorer.journal)
-    except BaseException:
-        facts.close()
-        for client in clients:
-            if client.scorer.journal is not None:
-                client.scorer.journal.close()
-        await shelves.aclose()
-        for opened in backends:
-            await opened.aclose()
-        raise
-    return parties
-
-
 def versions(info: BackendInfo) -> dict[str, str]:
     """What took part, for the run folder."""
     found = {"python": platform.python_version(), "model": info.model, "fingerprint": info.fingerprint}
@@ -289,62 +199,3 @@ def versions(info: BackendInfo) -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found | {f"backend {key}": value for key, value in info.details.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Opening:
-    """Opens a run's backends.
-
-    Attributes:
-        keep: The run's.
-        facts: What servers have said.
-        soft: Whether they must take continuous prompts.
-        opened: Where each is noted, so that it can be closed.
-    """
-
-    keep: Keep
-    facts: Facts
-    soft: bool
-    opened: list[Backend]
-
-    async def open(self, settings: BackendSettings, name: str) -> Backend:
-        """The backend that the settings name; none in a replay, where what it said is known.
-
-        Raises:
-            ConfigError: It takes no continuous prompts, or is another than when the run began.
-        """
-        if self.keep.ended is not None:
-            return Remembering(None, self.facts, name)
-        known = known_info(self.facts, name)
-        live = await self.keep.opener(
-            settings.kind, log_folder=self.keep.folder, known=known, **settings.options
-        )
-        self.opened.append(live)
-        backend = Remembering(live, self.facts, name)
-        if changes := backend.changes():
-            raise ConfigError(
-                changes, "answers of two servers are not mixed: start a new run, or undo the change"
-            )
-        if self.soft and not (live.info.soft and await live.token_table()):
-            raise ConfigError(
-                f"search.space: {live.info.model} ({settings.kind}) takes no continuous prompts",
-                "use search.space = 'codebook', or a vLLM that was started with --enable-prompt-embeds and "
-                "whose model folder is named in backend.weights",
-            )
-        return backend
-
-
-def _limits(budget: BudgetSettings | None) -> Limits:
-    if budget is None:
-        return Limits()
-    money = None if budget.money is None else Decimal(str(budget.money))
-    return Limits(budget.scored, budget.tokens, budget.seconds, money)
-
-
-def _too_long(texts: Sequence[EncodedText], where: str, context: int, prompt: int) -> list[str]:
-    return [
-        f"{where}: text {number} has {length} tokens; with a prompt of up to {prompt} it does not fit "
-        f"into the context of {context}"
-        for number, text in enumerate(texts, start=1)
-        if (length := len(text.before) + len(text.after)) + prompt > context
-    ]

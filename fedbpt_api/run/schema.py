@@ -232,7 +232,10 @@ class TestSettings(Section):
 
 
 class Settings(Section):
-    """All settings of a run. The first prompt is the starting prompt; paths are absolute once checked."""
+    """All settings of a run. The first prompt is the starting prompt; paths are absolute once checked.
+
+    `parties` counts those behind a network (Flower), in place of clients and data of this process.
+    """
 
     seed: Annotated[int, Field(ge=0)] = 0
     method: Annotated[str, AfterValidator(_known_method)] = DEFAULT
@@ -244,6 +247,7 @@ class Settings(Section):
     columns: ColumnsSettings = ColumnsSettings()
     clients: tuple[ClientSettings, ...] = ()
     data: DataSettings | None = None
+    parties: Positive | None = None
     backend: BackendSettings = BackendSettings()
     budget: BudgetSettings
     price: PriceSettings | None = None

@@ -100,17 +100,6 @@ def macro_f1(confusion: Ints) -> float:
     return float(np.mean(2 * hits[present] / occurrences[present]))
 
 
-def majority_label(truth: Ints, classes: int) -> int:
-    """The most frequent label index; the first of them in case of a tie.
-
-    Raises:
-        ValueError: There are no labels.
-    """
-    if truth.size == 0:
-        raise ValueError("no labels: there is no majority")
-    return int(np.bincount(truth, minlength=classes).argmax())
-
-
 def compare(
     labels: Sequence[str],
     truth: Ints,

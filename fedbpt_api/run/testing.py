@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fedbpt_api.errors import FedbptError, QuotaError, RunFolderError
+from fedbpt_api.federation.party import Party
 from fedbpt_api.federation.tally import Contestant, Tally
 from fedbpt_api.prompts.space import members_of
 from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.result import TestReport
-from fedbpt_api.run.stats import majority_label, report
+from fedbpt_api.run.stats import report
 from fedbpt_api.scoring.budget import BudgetSpent
-from fedbpt_api.task import ClientData, Task
+from fedbpt_api.task import Task
 from fedbpt_api.verbalizer import Verbalizer
 
 
@@ -70,7 +71,7 @@ async def final_test(
     asked = {member for c in contestants for member in members_of(c.prompt)}
     tested = [client for client in parties.clients if client.n_test]
     total, done = sum(client.n_test for client in tested) * len(asked), 0
-    common = _majority(task.clients, labels)
+    common = _majority(parties.clients, len(labels))
     tallies: dict[str, Tally] = {}
 
     def more(answers: int) -> None:
@@ -88,7 +89,9 @@ async def final_test(
     return report(labels, tallies) if tallies else None
 
 
-def _majority(clients: Sequence[ClientData], labels: list[str]) -> int:
-    """The label that is most frequent in all training texts."""
-    known = [labels.index(e.label) for client in clients for e in client.train if e.label is not None]
-    return majority_label(np.array(known, dtype=np.int64), len(labels))
+def _majority(clients: Sequence[Party], labels: int) -> int:
+    """The label that is most frequent in all training texts; the first of them in case of a tie."""
+    counts = np.zeros(labels, dtype=np.int64)
+    for client in clients:
+        counts[: len(client.label_counts)] += client.label_counts
+    return int(counts.argmax())

@@ -27,7 +27,8 @@ from fedbpt_api.run.folder import RunFolder
 from fedbpt_api.run.inputs import Inputs
 from fedbpt_api.run.layout import settle_layout
 from fedbpt_api.run.meter import Meter, client_record
-from fedbpt_api.run.parties import Keep, Opening, Parties, open_parties, versions
+from fedbpt_api.run.opening import open_parties
+from fedbpt_api.run.parties import Keep, Parties, PartiesOpener, versions
 from fedbpt_api.run.result import RoundRecord, RunResult
 from fedbpt_api.run.testing import contestants_of, final_test
 from fedbpt_api.run.words import choose_words
@@ -61,7 +62,7 @@ class Tuner:
         folder: Path | RunFolder | None = None,
         on_event: Callable[[Event], None] | None = None,
         keep: Keep | None = None,
-        opener: Opening = open_parties,
+        opener: PartiesOpener = open_parties,
     ) -> None:
         self._opener = opener
         self.settings = settings
@@ -201,9 +202,9 @@ class Tuner:
             test=None,
             currency=parties.currency,
         )
-        if stopped != "cancelled" and any(client.test for client in self.task.clients):
+        if stopped != "cancelled" and any(client.n_test for client in parties.clients):
             self._phase = "test"
-            self._tell(Testing(sum(len(client.test) for client in self.task.clients)))
+            self._tell(Testing(sum(client.n_test for client in parties.clients)))
             contestants = await contestants_of(assessor, best.verbalizer, self._fallback)
             try:
                 timeout = self.settings.federation.timeout

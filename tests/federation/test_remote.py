@@ -19,12 +19,13 @@ from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.envelope import Envelope, opened, seal
 from fedbpt_api.federation.local_search import Reference
 from fedbpt_api.federation.messages import Broadcast, MessageError
-from fedbpt_api.federation.recorded import Recorded
+from fedbpt_api.federation.recorded import Records
 from fedbpt_api.federation.remote import Exchange, RemoteParty
 from fedbpt_api.federation.responder import Responder
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Event, Warned
-from fedbpt_api.run.parties import Keep, Parties, open_parties
+from fedbpt_api.run.opening import open_parties
+from fedbpt_api.run.parties import Keep, Parties
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
@@ -322,9 +323,9 @@ async def test_a_server_that_is_gone_goes_on_from_its_answers(toys: Toys, tmp_pa
     while result is None:
         lives += 1
         left = itertools.count(whole // 3, -1)
-        kept: list[Recorded] = []
+        kept = [Records(tmp_path)]
 
-        def between(client: Client, left: Iterator[int] = left, kept: list[Recorded] = kept) -> Exchange:
+        def between(client: Client, left: Iterator[int] = left, kept: list[Records] = kept) -> Exchange:
             responder = clients.setdefault(client.name, Responder(client))
 
             async def exchange(data: bytes) -> bytes:
@@ -334,8 +335,7 @@ async def test_a_server_that_is_gone_goes_on_from_its_answers(toys: Toys, tmp_pa
                 asked += 1
                 return await responder.answer(data)
 
-            kept.append(Recorded(tmp_path / client.name, exchange))
-            return kept[-1]
+            return kept[-1].of(client.name, exchange)
 
         try:
             result = await run_between(task, changes, between)
@@ -356,9 +356,9 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     async def nobody(question: bytes) -> bytes:
         raise AssertionError
 
-    (tmp_path / "answers").write_bytes(b"something else")
+    (tmp_path / "answers-a.records").write_bytes(b"something else")
     with pytest.raises(RunFolderError, match="no file of answers"):
-        Recorded(tmp_path / "answers", nobody)
+        Records(tmp_path).of("a", nobody)
 
 
 async def test_versions_that_differ_are_named() -> None:

@@ -13,7 +13,6 @@ from fedbpt_api.run.result import TestReport
 from fedbpt_api.run.stats import (
     compare,
     macro_f1,
-    majority_label,
     mcnemar_p,
     paired_interval,
     wilson_interval,
@@ -120,14 +119,8 @@ def test_confusion_refuses_labels_out_of_range(truth: list[int], predicted: list
         confusion_matrix(np.array(truth), np.array(predicted), CLASSES)
 
 
-def test_majority_label_takes_the_first_of_a_tie() -> None:
-    assert majority_label(np.array([2, 1, 1, 2, 0]), CLASSES) == 1
-
-
 def test_empty_input_is_refused() -> None:
     nothing = np.array([], dtype=np.int64)
-    with pytest.raises(ValueError, match="no majority"):
-        majority_label(nothing, CLASSES)
     with pytest.raises(ValueError, match="undefined"):
         macro_f1(confusion_matrix(nothing, nothing, CLASSES))
     with pytest.raises(ValueError, match="no test texts"):

@@ -1,0 +1,1 @@
+"""The federation over Flower: parties in other organisations, reached through a SuperLink."""

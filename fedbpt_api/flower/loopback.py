@@ -1,0 +1,291 @@
+"""A whole Flower federation on this machine: a SuperLink with TLS, SuperNodes with keys, all cleaned up.
+
+For the demo and the tests; on real hosts each organisation starts its own part (docs/deploy.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedbpt_api.errors import FedbptError
+from fedbpt_api.flower.switches import quiet
+
+HOST: Final = "127.0.0.1"
+_NAME: Final = "loopback"  # of the connection in Flower's configuration
+_WAIT: Final = 60.0  # seconds for a process to be ready
+_GRACE: Final = 5.0  # seconds for a process to end when asked to
+
+
+class LoopbackError(FedbptError):
+    """A process of the federation did not start, or ended."""
+
+
+@dataclass
+class Loopback:
+    """Processes and files of a federation; a context manager that leaves no process behind.
+
+    Args:
+        folder: Where certificates, keys, logs and Flower's own files go.
+        environment: Of all processes.
+    """
+
+    folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    port: int = 0
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def __enter__(self) -> Loopback:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        certify(self.folder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in reversed(list(self.processes)):
+            self.stop(name)
+
+    @property
+    def address(self) -> str:
+        return f"{HOST}:{self.port}"
+
+    def link(self) -> None:
+        """Start the SuperLink, on a port of its own, or again on the one it had; its state is on disk."""
+        self.port = self.port or free_port()
+        files = self._files()
+        self.start(
+            "superlink",
+            "flower-superlink",
+            {
+                "host": HOST,
+                "port": self.port,
+                "database": self.folder / "superlink.db",
+                "ssl-ca-certfile": files["ca"],
+                "ssl-certfile": files["certificate"],
+                "ssl-keyfile": files["key"],
+            },
+            "--enable-supernode-auth",
+        )
+        self.until_open("superlink", self.port)
+        home = self.folder / "flwr"
+        home.mkdir(exist_ok=True)
+        lines = [
+            "[superlink]",
+            f'default = "{_NAME}"',
+            f"[superlink.{_NAME}]",
+            f'address = "{self.address}"',
+            f'root-certificates = "{files["ca"]}"',
+        ]
+        (home / "config.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def register(self, name: str) -> Path:
+        """Make a key for a node and put it on the SuperLink's list; where its private part is."""
+        private, public = keys(self.folder, name)
+        self.flwr("supernode", "register", str(public), _NAME)
+        return private
+
+    def node(self, name: str, private: Path, config: Mapping[str, str]) -> None:
+        """Start a SuperNode with a key; it must be on the SuperLink's list to be let in."""
+        files = self._files()
+        self.start(
+            name,
+            "flower-supernode",
+            {
+                "superlink": self.address,
+                "host": HOST,
+                "port": free_port(),
+                "root-certificates": files["ca"],
+                "auth-supernode-private-key": private,
+                "node-config": " ".join(f'{key}="{value}"' for key, value in config.items()),
+                "ssl-ca-certfile": files["ca"],  # between the SuperNode and the app that it starts
+                "ssl-certfile": files["certificate"],
+                "ssl-keyfile": files["key"],
+            },
+        )
+
+    def flwr(self, *arguments: str) -> str:
+        """Run Flower's command; what it printed.
+
+        Raises:
+            LoopbackError: It failed.
+        """
+        done = subprocess.run(
+            [_program("flwr"), *arguments],
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise LoopbackError(
+                f"flwr {' '.join(arguments[:2])} failed: {(done.stdout + done.stderr).strip()}"
+            )
+        return done.stdout
+
+    def start(self, name: str, program: str, options: Mapping[str, object], *switches: str) -> None:
+        """Start a process in a group of its own; its output goes into the folder's logs."""
+        given = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+        logs = self.folder / "logs"
+        logs.mkdir(exist_ok=True)
+        with (logs / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [_program(program), *given, *switches],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+                start_new_session=True,
+            )
+
+    def stop(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:
+        """End a process and all that it has started."""
+        process = self.processes.pop(name)
+        _signal(process, signal.SIGCONT)  # one that was frozen hears nothing else
+        _signal(process, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
+        _signal(process, signal.SIGKILL)  # its group: what it has started may outlive it
+        process.wait()
+
+    def log(self, name: str) -> str:
+        """What a process has printed."""
+        return (self.folder / "logs" / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+
+    def until_open(self, name: str, port: int) -> None:
+        """Wait until a process listens.
+
+        Raises:
+            LoopbackError: It ended, or does not.
+        """
+        end = time.monotonic() + _WAIT
+        while time.monotonic() < end:
+            if self.processes[name].poll() is not None:
+                raise LoopbackError(f"{name} has ended: {self.log(name)[-2000:]}", f"see {self.folder}/logs")
+            with socket.socket() as probe:
+                if probe.connect_ex((HOST, port)) == 0:
+                    return
+            time.sleep(0.1)
+        raise LoopbackError(f"{name} does not listen on port {port}", f"see {self.folder}/logs")
+
+    def _files(self) -> dict[str, Path]:
+        return {part: self.folder / name for part, name in CERTIFICATES.items()}
+
+    def _environment(self) -> dict[str, str]:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        return quiet({**os.environ, **self.environment, "PATH": path, "FLWR_HOME": str(self.folder / "flwr")})
+
+
+CERTIFICATES: Final = {"ca": "ca.pem", "certificate": "server.pem", "key": "server.key"}
+
+
+def certify(folder: Path) -> None:
+    """A certificate authority of this folder's own, and a certificate for 127.0.0.1, valid for a week."""
+    if all((folder / name).exists() for name in CERTIFICATES.values()):
+        return
+    authority, server = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedbpt demo authority")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(HOST))]
+    usage = dict.fromkeys(
+        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only",
+         "decipher_only"),
+        False,
+    )  # fmt: skip
+    signing = x509.KeyUsage(digital_signature=True, key_cert_sign=True, crl_sign=True, **usage)
+    own = x509.SubjectKeyIdentifier.from_public_key(authority.public_key())
+    root = (
+        _certificate(issuer, issuer, authority)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(signing, critical=True)
+        .add_extension(own, critical=False)
+        .sign(authority, hashes.SHA256())
+    )
+    leaf = (
+        _certificate(subject, issuer, server)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own), critical=False)
+        .sign(authority, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    key = server.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    (folder / CERTIFICATES["ca"]).write_bytes(root.public_bytes(serialization.Encoding.PEM))
+    (folder / CERTIFICATES["certificate"]).write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
+    _secret(folder / CERTIFICATES["key"], key)
+
+
+def keys(folder: Path, name: str) -> tuple[Path, Path]:
+    """A node's new pair of keys, as Flower reads them: the files of the private and the public one."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    encoding, plain = serialization.Encoding, serialization.NoEncryption()
+    private, public = folder / f"{name}.key", folder / f"{name}.pub"
+    _secret(private, key.private_bytes(encoding.PEM, serialization.PrivateFormat.OpenSSH, plain))
+    public.write_bytes(key.public_key().public_bytes(encoding.OpenSSH, serialization.PublicFormat.OpenSSH))
+    return private, public
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _certificate(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=7))
+    )
+
+
+def _secret(path: Path, data: bytes) -> None:
+    """Write a file that only its owner may read."""
+    path.touch(mode=0o600)
+    path.write_bytes(data)
+
+
+def _program(name: str) -> str:
+    """Where a command of this environment is.
+
+    Raises:
+        LoopbackError: Flower is not installed here.
+    """
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise LoopbackError(f"there is no {name} here", 'pip install "fedbpt-api[flower]"')
+    return found
+
+
+def _signal(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    """To a process and all of its group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, how)

@@ -1,0 +1,209 @@
+"""Envelopes to Flower's nodes and back: what is asked of a node while it is busy travels together, next.
+
+A node works on one message at a time. The wait for an answer follows the node: it is looked for ten times a
+second, and nothing else is waited for. Flower's own calls block, so they have a thread of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import orjson
+
+from fedbpt_api.errors import FedbptError
+from fedbpt_api.federation.envelope import Envelope, opened, seal
+from fedbpt_api.federation.remote import Exchange
+from fedbpt_api.flower.bundle import MOST, pack, unpack
+
+R = TypeVar("R")
+_LOOK = 0.1  # seconds between looks for answers
+_NODES = 1.0  # seconds between looks for nodes
+_TOGETHER = 0.01  # seconds in which what is asked at the same time is gathered
+
+
+class Grid(Protocol):
+    """What is needed of Flower's grid; `flower.apps` has it, the tests have another."""
+
+    def nodes(self) -> Sequence[int]:
+        """Nodes that are connected."""
+
+    def push(self, bundles: Mapping[int, bytes]) -> Mapping[str, int]:
+        """Send a bundle to nodes; the name of each message, and its node."""
+
+    def pull(self, messages: Iterable[str]) -> Mapping[str, bytes | None]:
+        """Answers that have arrived, by the message that they answer; None where there will be none."""
+
+
+@dataclass
+class _Asked:
+    """An envelope and who waits for its answer."""
+
+    envelope: bytes
+    answer: asyncio.Future[bytes]
+
+
+@dataclass
+class Post:
+    """Carries envelopes over a grid; a context manager, within which it works.
+
+    Args:
+        grid: Flower's.
+    """
+
+    grid: Grid
+    _waiting: dict[int, list[_Asked]] = field(default_factory=dict)
+    _sent: dict[str, tuple[int, list[_Asked]]] = field(default_factory=dict)
+    _names: dict[str, int] = field(default_factory=dict)
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "flower"))
+    _work: asyncio.Task[None] | None = None
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __aenter__(self) -> Post:
+        self._work = asyncio.create_task(self._carry())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        assert self._work is not None
+        self._work.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._work
+        self._thread.shutdown(wait=False)
+
+    def to(self, name: str) -> Exchange:
+        """How envelopes reach the party of that name, once `find` has found it."""
+
+        async def exchange(envelope: bytes) -> bytes:
+            node = self._names.get(name)
+            if node is None:
+                raise FedbptError(f"{name} is not connected")
+            return await self.ask(node, envelope)
+
+        return exchange
+
+    async def ask(self, node: int, envelope: bytes) -> bytes:
+        """Ask a node.
+
+        Raises:
+            FedbptError: Flower says that there will be no answer.
+        """
+        asked = _Asked(envelope, asyncio.get_running_loop().create_future())
+        self._waiting.setdefault(node, []).append(asked)
+        self._news.set()
+        return await asked.answer
+
+    async def find(self, count: int, names: Iterable[str] = (), told: Callable[[str], None] = print) -> None:
+        """Wait until so many parties, or those that are named, are connected and have said their names.
+
+        Raises:
+            FedbptError: Two nodes have the same name.
+        """
+        wanted, asked = set(names), set[int]()
+        while not (wanted <= self._names.keys() if wanted else len(self._names) >= count):
+            new = [node for node in await self._call(self.grid.nodes) if node not in asked]
+            asked |= set(new)
+            for node, name in zip(new, await asyncio.gather(*map(self._hello, new)), strict=True):
+                if name is None:
+                    asked.discard(node)  # it is asked again
+                elif self._names.get(name, node) != node:
+                    raise FedbptError(f"two parties are called {name}", "give each a name of its own")
+                elif not wanted or name in wanted:
+                    self._names[name] = node
+                    told(f"{name} is here ({len(self._names)} of {len(wanted) or count})")
+            if not new:
+                await asyncio.sleep(_NODES)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the parties that were found."""
+        return tuple(sorted(self._names))
+
+    async def _hello(self, node: int) -> str | None:
+        """The name of a node's party; None where it gives none."""
+        try:
+            answer = opened(await self.ask(node, seal(Envelope("hello", {}))))
+            return str(answer.fields["answer"]["name"])
+        except (FedbptError, KeyError, TypeError, orjson.JSONDecodeError):
+            return None
+
+    async def _carry(self) -> None:
+        """Send what waits for nodes that are free; give answers to those who wait for them."""
+        while True:
+            if not self._sent:
+                await self._news.wait()
+            self._news.clear()
+            await asyncio.sleep(_TOGETHER)
+            self._sent = {
+                message: (node, asked)
+                for message, (node, asked) in self._sent.items()
+                if any(not one.answer.done() for one in asked)  # nobody waits for it any more
+            }
+            busy = {node for node, _ in self._sent.values()}
+            try:
+                await self._send([node for node in self._waiting if node not in busy])
+                await self._receive()
+            except Exception as error:  # of Flower's own: whoever waits is told
+                self._fail(FedbptError(f"Flower failed: {error}", "see the SuperLink's log"))
+            if self._sent:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), _LOOK)
+
+    async def _send(self, nodes: Sequence[int]) -> None:
+        bundles: dict[int, list[_Asked]] = {}
+        for node in nodes:
+            asked = [one for one in self._waiting.pop(node) if not one.answer.done()]
+            if asked:
+                bundles[node] = asked[:MOST]
+            if asked[MOST:]:
+                self._waiting[node] = asked[MOST:]
+        if not bundles:
+            return
+        data = {node: pack([one.envelope for one in asked]) for node, asked in bundles.items()}
+        for node, asked in bundles.items():
+            self._sent[f"to {node}"] = (node, asked)  # found by `_fail` until it has a name
+        names = await self._call(self.grid.push, data)
+        for node in bundles:
+            del self._sent[f"to {node}"]
+        self._sent |= {message: (node, bundles[node]) for message, node in names.items()}
+        for node in set(bundles) - set(names.values()):
+            _give(bundles[node], FedbptError("it is not connected"))
+
+    async def _receive(self) -> None:
+        if not self._sent:
+            return
+        for message, data in (await self._call(self.grid.pull, list(self._sent))).items():
+            _, asked = self._sent.pop(message)
+            self._news.set()  # its node is free
+            if data is None:
+                _give(asked, FedbptError("its node failed, or was not there in time"))
+                continue
+            try:
+                answers = unpack(data)
+                if len(answers) != len(asked):
+                    raise FedbptError(f"{len(answers)} answers to {len(asked)} questions")
+            except FedbptError as error:
+                _give(asked, error)
+                continue
+            for one, answer in zip(asked, answers, strict=True):
+                if not one.answer.done():
+                    one.answer.set_result(answer)
+
+    def _fail(self, error: FedbptError) -> None:
+        for _, asked in self._sent.values():
+            _give(asked, error)
+        self._sent.clear()
+
+    async def _call(self, work: Callable[..., R], *arguments: Any) -> R:
+        """Do what blocks on the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+
+def _give(asked: Sequence[_Asked], error: FedbptError) -> None:
+    """Tell those who wait that there is no answer."""
+    for one in asked:
+        if not one.answer.done():
+            one.answer.set_exception(error)

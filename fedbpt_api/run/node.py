@@ -1,0 +1,120 @@
+"""A party's own side of a federation: its settings, read only there, and the task that it opens for it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from fedbpt_api.errors import ConfigError
+from fedbpt_api.federation.messages import MessageError
+from fedbpt_api.federation.responder import Responder
+from fedbpt_api.run.config import build_settings, load_task
+from fedbpt_api.run.config_problems import describe
+from fedbpt_api.run.opening import open_parties
+from fedbpt_api.run.parties import Keep, Parties
+from fedbpt_api.run.public import PARTY_NAME, not_public
+from fedbpt_api.run.schema import (
+    BackendSettings,
+    BudgetSettings,
+    ColumnsSettings,
+    DataPath,
+    PriceSettings,
+    Section,
+)
+from fedbpt_api.scoring.budget import Budget
+
+_RUN = re.compile(r"[0-9a-zA-Z_-]{1,64}")
+
+
+class NodeSettings(Section):
+    """What a party decides itself.
+
+    Attributes:
+        name: What it is called in tables and reports; everybody sees it.
+        folder: Where its answers are kept, a folder a run.
+        train, dev, test: Its files.
+        columns: Which column or field of them holds what.
+        backend: The model server that it asks.
+        budget: What it will spend on a run at most, the test apart.
+        price: What its server charges.
+    """
+
+    name: Annotated[str, Field(pattern=f"^{PARTY_NAME}$")]
+    folder: DataPath = Field(default=Path("fedbpt-node"), validate_default=True)
+    train: DataPath
+    dev: DataPath | None = None
+    test: DataPath | None = None
+    columns: ColumnsSettings = ColumnsSettings()
+    backend: BackendSettings = BackendSettings()
+    budget: BudgetSettings | None = None
+    price: PriceSettings | None = None
+
+
+def load_node(path: Path) -> NodeSettings:
+    """Read a party's settings; relative paths in them start from the file's folder.
+
+    Raises:
+        ConfigError: It cannot be read, or with every problem of what it says.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(
+            f"{path}: it cannot be read: {error}", "write one from node.example.toml"
+        ) from error
+    try:
+        node = NodeSettings.model_validate(values, context={"base": path.resolve().parent})
+    except ValidationError as error:
+        problems = [f"{path}: {describe(detail, NodeSettings)}" for detail in error.errors(include_url=False)]
+        raise ConfigError(problems, "put this right and start again") from error
+    files = {"train": node.train, "dev": node.dev, "test": node.test}
+    missing = [
+        f"{path}: {part}: no file {file}" for part, file in files.items() if file and not file.is_file()
+    ]
+    if missing:
+        raise ConfigError(missing, "correct the path or create it")
+    return node
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTask:
+    """A task that a party has opened; `federation.host.Opened`."""
+
+    parties: Parties
+    responder: Responder
+
+    async def aclose(self) -> None:
+        await self.parties.aclose()
+
+
+async def open_task(node: NodeSettings, told: Mapping[str, Any]) -> OpenTask:
+    """Open a party's texts and server for the task that it is told (`federation.host.task_envelope`).
+
+    Raises:
+        MessageError: It is told no task.
+        ConfigError: Its files do not fit the task, or its server is another than when the run began.
+        FedbptError: Its server cannot be reached.
+    """
+    run, number, public = told.get("run"), told.get("number"), told.get("settings")
+    if not isinstance(run, str) or not _RUN.fullmatch(run) or type(number) is not int or number < 0:
+        raise MessageError("a task without the name of a run, or without a number")
+    if not isinstance(public, dict) or (extra := not_public(public)):
+        raise MessageError(f"a task that tells what it must not: {', '.join(extra) if public else 'nothing'}")
+    own = node.model_dump(mode="json", exclude_none=True)
+    client = {key: own[key] for key in ("name", "train", "dev", "test", "budget") if key in own}
+    values = {**public, **{key: own[key] for key in ("columns", "backend", "price") if key in own}}
+    settings = build_settings({**values, "clients": [client]}, source="task")
+    task = load_task(settings)
+    folder = node.folder / run
+    folder.mkdir(parents=True, exist_ok=True)
+    parties = await open_parties(settings, task, lambda: False, Keep(folder), first=number)
+    (mine,) = parties.local
+    mine.budget.parent = Budget()  # its share of the run's, which the server looks after
+    parties.start()
+    return OpenTask(parties, Responder(mine, parties.trie.tokens))
