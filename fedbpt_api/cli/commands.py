@@ -13,7 +13,7 @@ import orjson
 import typer
 
 from fedbpt_api import __version__
-from fedbpt_api.cli import cache
+from fedbpt_api.cli import cache, flower
 from fedbpt_api.cli.bench import bench
 from fedbpt_api.cli.estimate import estimate
 from fedbpt_api.cli.export import export
@@ -41,6 +41,11 @@ app = typer.Typer(
 )
 models_app = typer.Typer(no_args_is_help=True, help="The model files of the embedded backend.")
 app.add_typer(models_app, name="models")
+flower_app = typer.Typer(
+    no_args_is_help=True,
+    help="Parties in other organisations, reached over Flower: pip install 'fedbpt-api[flower]'.",
+)
+app.add_typer(flower_app, name="flower")
 cache_app = typer.Typer(
     no_args_is_help=True,
     help="The shared store: answers that runs with cache.scores = true have paid for, for later ones. Off "
@@ -193,6 +198,8 @@ for _command in _COMMANDS:
 cache_app.command("list")(_exits(cache.list_))
 for _command in _CACHE_COMMANDS:
     cache_app.command()(_exits(_command))
+for _command in (flower.init, flower.node, flower.demo):
+    flower_app.command()(_exits(_command))
 
 
 @models_app.command("install")

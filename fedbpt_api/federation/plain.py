@@ -68,6 +68,12 @@ def finite(value: Plain) -> float:
 
 
 @reading
+def to_length(value: Plain, most: int) -> int:
+    """A number of bytes, of at most so many."""
+    return whole(value, 0, most)
+
+
+@reading
 def to_ids(value: Plain) -> Ids:
     """Token ids."""
     if not isinstance(value, list) or len(value) > _MAX_IDS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from fedbpt_api.errors import FedbptError, QuotaError
 from fedbpt_api.federation import plain
 from fedbpt_api.federation.envelope import Envelope, opened, seal
 from fedbpt_api.federation.facts import Facts
+from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.forgotten import Forgotten, patiently
 from fedbpt_api.federation.local_search import Plan, Reference, Searched
 from fedbpt_api.federation.messages import Broadcast, MessageError, decode_update, encode_broadcast
@@ -28,12 +29,14 @@ from fedbpt_api.prompts.written import LONGEST, Job, Line
 from fedbpt_api.scoring.backend import BackendInfo, Floats, Usage
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
 from fedbpt_api.scoring.scorer import Stopped
-from fedbpt_api.verbalizer import Verbalizer
+from fedbpt_api.verbalizer import Verbalizer, decode, encode
+from fedbpt_api.verbalizer.messages import AskMoments, Begin
 
 Exchange = Callable[[bytes], Awaitable[bytes]]
 """Brings an envelope to the party, and its answer back. May raise a FedbptError or a TimeoutError."""
 
 _Rounds = tuple[PromptSpace, Plan, Reference]
+_PLAIN, _SCATTER = (encode(AskMoments(scatter)) for scatter in (False, True))  # what fits begin with
 _MOST_PAIRS = 500  # words of a party's sums
 
 
@@ -143,12 +146,18 @@ class RemoteParty:
         content = hashlib.blake2b(orjson.dumps([told, self._words]), digest_size=8).hexdigest()
         self._fits[content] += 1
         fields = {"fit": f"{content}-{self._fits[content]}", **told}
-        await self.begin_fit(fields)
-        return RemoteFit(self, fields)
+        return RemoteFit(self, fields, await self.begin_fit(fields))
 
-    async def begin_fit(self, fields: dict[str, Any]) -> None:
-        """Begin a fit, or one that the party has forgotten; what was scored costs nothing again."""
-        await self._ask("fit", fields, self._inputs(self.n_train + self.n_dev * bool(fields["with_dev"])))
+    async def begin_fit(self, fields: dict[str, Any]) -> dict[bytes, bytes]:
+        """Begin a fit, or one that the party has forgotten; what was scored costs nothing again.
+
+        Returns:
+            Answers to the messages that a fit may begin with, by message.
+        """
+        need = self._inputs(self.n_train + self.n_dev * bool(fields["with_dev"]))
+        answer = await self._ask("fit", fields, need)
+        length = plain.to_length(answer.fields.get("plain"), len(answer.body))
+        return {_PLAIN: answer.body[:length], _SCATTER: answer.body[length:]}
 
     async def evaluate(
         self, prompt: Asked, verbalizer: Verbalizer, part: Literal["train", "dev"] = "dev", repeat: int = 0
@@ -193,16 +202,19 @@ class RemoteParty:
         return Searched(update, plain.finite(told.get("distinct")), told["spent"], told["moved"])
 
     async def _search(self, broadcast: Broadcast, rounds: _Rounds) -> Envelope:
-        if self._told[1] != rounds:
-            space, plan, reference = rounds
-            fields = {
-                "space": plain.of_space(space),
-                "plan": plain.of_plan(plan),
-                "reference": plain.of_reference(reference),
-            }
-            await self._ask("rounds", fields)
-            self._told = (self._told[0], rounds)
-        return await self._once("search", {}, self.search_cost(rounds[1]), encode_broadcast(broadcast))
+        need = self.search_cost(rounds[1])
+        if self._told[1] == rounds:
+            return await self._once("search", {}, need, encode_broadcast(broadcast))
+        space, plan, reference = rounds
+        fields = {
+            "space": plain.of_space(space),
+            "plan": plain.of_plan(plan),
+            "reference": plain.of_reference(reference),
+        }
+        told = self._once("rounds", fields)
+        _, found = await side_by_side([told, self._once("search", {}, need, encode_broadcast(broadcast))])
+        self._told = (self._told[0], rounds)
+        return found
 
     async def proposal(self) -> Floats:
         async def search_again() -> None:
@@ -248,7 +260,7 @@ class RemoteParty:
         return await patiently(lambda: self._once(kind, fields, need))
 
     async def _once(self, kind: str, fields: dict[str, Any], need: int = 0, body: bytes = b"") -> Envelope:
-        """Put a question, and count what its answer cost.
+        """Put a question, behind what the party must be told before; an exchange for all of it.
 
         Args:
             kind: What is asked.
@@ -259,13 +271,28 @@ class RemoteParty:
         Raises:
             BudgetSpent, Stopped, FedbptError: What the party answers, or how it failed to.
         """
+        before: list[Coroutine[Any, Any, Any]] = []
         if not self._introduced:
             self._introduced = True
-            if await _introduced(self.exchange, self.introduction) != self.facts:
-                raise MessageError(f"{self.name} has come back with other texts, or another model")
+            before.append(self._introduce())
         if self._words != self._told[0]:
-            words, self._told = self._words, (self._words, self._told[1])
-            await self._once("words", {"words": list(words)})
+            self._told = (self._words, self._told[1])
+            before.append(self._put("words", {"words": list(self._words)}, 0, b""))
+        # What is begun first is sent first, and a party answers in that order.
+        found: Envelope = (await side_by_side([*before, self._put(kind, fields, need, body)]))[-1]
+        return found
+
+    async def _introduce(self) -> None:
+        """Tell a party that has been started again its task.
+
+        Raises:
+            FedbptError: It cannot take part any more, or is another than it was.
+        """
+        if await _introduced(self.exchange, self.introduction) != self.facts:
+            raise MessageError(f"{self.name} has come back with other texts, or another model")
+
+    async def _put(self, kind: str, fields: dict[str, Any], need: int, body: bytes) -> Envelope:
+        """Put a question, and count what its answer cost."""
         granted = Usage(scored=self._granted(need))
         data = seal(Envelope(kind, fields | {"grant": granted.scored}, body))
         self._run.reserve(granted)
@@ -344,13 +371,14 @@ class RemoteParty:
 _USAGE = tuple(part.name for part in fields(Usage))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class RemoteFit:
-    """A party's side of a verbalizer's fit; a party that has forgotten it is told again what was said."""
+    """A party's side of a verbalizer's fit; a party that has forgotten it is told again how it began."""
 
     party: RemoteParty
     fields: dict[str, Any]
-    said: list[bytes] = field(default_factory=list)
+    known: dict[bytes, bytes]
+    begun: bytes = b""
 
     @property
     def name(self) -> str:
@@ -361,20 +389,24 @@ class RemoteFit:
         return self.party.n_train + self.party.n_dev * bool(self.fields["with_dev"])
 
     async def answer(self, message: bytes) -> bytes:
+        if message in self.known:
+            return self.known[message]
         number = str(self.fields["fit"])
-        again: list[bytes] = []
+        forgotten = False
 
         async def ask() -> bytes:
-            for past in again:
-                await self.party.ask_fit(number, past)
+            if forgotten and self.begun:
+                await self.party.ask_fit(number, self.begun)
             return await self.party.ask_fit(number, message)
 
         async def begin() -> None:
+            nonlocal forgotten
             await self.party.begin_fit(self.fields)
-            again[:] = self.said
+            forgotten = True
 
         answer = await patiently(ask, begin)
-        self.said.append(message)
+        if isinstance(decode(message), Begin):
+            self.begun = message
         return answer
 
 

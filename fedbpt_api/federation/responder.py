@@ -27,7 +27,8 @@ from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import Job
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
 from fedbpt_api.scoring.scorer import Stopped
-from fedbpt_api.verbalizer import ClientFit, FitError, Verbalizer
+from fedbpt_api.verbalizer import ClientFit, FitError, Verbalizer, encode
+from fedbpt_api.verbalizer.messages import AskMoments
 
 _LOG = logging.getLogger(__name__)
 Act = Callable[[], Awaitable[Envelope]]
@@ -213,7 +214,8 @@ class Responder:
         self._fits[number] = await self._client.fit(prompt, groups, with_dev=with_dev)
         while len(self._fits) > _FITS:
             del self._fits[next(iter(self._fits))]
-        return Envelope("done", {})
+        first = [await self._fits[number].answer(encode(AskMoments(scatter))) for scatter in (False, True)]
+        return Envelope("moments", {"plain": len(first[0])}, b"".join(first))
 
     async def _fit_message(self, fit: ClientFit, message: bytes) -> Envelope:
         return Envelope("fit message", {}, await fit.answer(message))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -109,17 +109,6 @@ async def ask_all(
         else:
             answers.got[client.name] = result
     return answers
-
-
-async def side_by_side(work: Sequence[Coroutine[Any, Any, R]]) -> list[R]:
-    """Do all at the same time; the first failure ends the others before it is raised."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def need_quorum(answers: Answers[R], asked: int, quorum: float) -> None:

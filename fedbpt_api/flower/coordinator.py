@@ -43,7 +43,7 @@ async def coordinate(grid: Grid, config: Path, folder: Path) -> RunResult:
     console = Console(highlight=False, width=160)
     settings = with_deadline(load_settings(config))
     if settings.parties is None:
-        raise ConfigError(f"{config}: parties: expected how many there are to be")
+        raise ConfigError(f"{config}: parties: expected their number, or a list of their names")
     if (folder / "settings.json").exists() and is_finished(folder):
         result = read_result(folder)
         console.print(f"{folder} is finished; this is what it came to", markup=False)
@@ -53,7 +53,7 @@ async def coordinate(grid: Grid, config: Path, folder: Path) -> RunResult:
     async with Post(grid) as post:
 
         async def find(names: tuple[str, ...]) -> Mapping[str, Exchange]:
-            wanted = len(names) or settings.parties or 0
+            wanted = len(names) if names or not isinstance(settings.parties, int) else settings.parties
             console.print(f"waiting for {wanted} parties", markup=False)
             await post.find(wanted, names, lambda line: console.print(line, markup=False))
             return {name: post.to(name) for name in names or post.names}

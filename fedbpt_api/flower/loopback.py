@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -71,20 +71,8 @@ class Loopback:
     def link(self) -> None:
         """Start the SuperLink, on a port of its own, or again on the one it had; its state is on disk."""
         self.port = self.port or free_port()
-        files = self._files()
-        self.start(
-            "superlink",
-            "flower-superlink",
-            {
-                "host": HOST,
-                "port": self.port,
-                "database": self.folder / "superlink.db",
-                "ssl-ca-certfile": files["ca"],
-                "ssl-certfile": files["certificate"],
-                "ssl-keyfile": files["key"],
-            },
-            "--enable-supernode-auth",
-        )
+        options = {"host": HOST, "port": self.port, "database": self.folder / "superlink.db", **self._tls()}
+        self.start("superlink", "flower-superlink", "--enable-supernode-auth", *given(options))
         self.until_open("superlink", self.port)
         home = self.folder / "flwr"
         home.mkdir(exist_ok=True)
@@ -93,7 +81,7 @@ class Loopback:
             f'default = "{_NAME}"',
             f"[superlink.{_NAME}]",
             f'address = "{self.address}"',
-            f'root-certificates = "{files["ca"]}"',
+            f'root-certificates = "{self.authority}"',
         ]
         (home / "config.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -105,22 +93,40 @@ class Loopback:
 
     def node(self, name: str, private: Path, config: Mapping[str, str]) -> None:
         """Start a SuperNode with a key; it must be on the SuperLink's list to be let in."""
-        files = self._files()
-        self.start(
-            name,
-            "flower-supernode",
-            {
-                "superlink": self.address,
-                "host": HOST,
-                "port": free_port(),
-                "root-certificates": files["ca"],
-                "auth-supernode-private-key": private,
-                "node-config": " ".join(f'{key}="{value}"' for key, value in config.items()),
-                "ssl-ca-certfile": files["ca"],  # between the SuperNode and the app that it starts
-                "ssl-certfile": files["certificate"],
-                "ssl-keyfile": files["key"],
-            },
-        )
+        told = " ".join(f'{key}="{value}"' for key, value in config.items())
+        options = {
+            "superlink": self.address,
+            "root-certificates": self.authority,
+            "auth-supernode-private-key": private,
+            "node-config": told,
+            **self._inner(),
+        }
+        self.start(name, "flower-supernode", *given(options))
+
+    def party(self, name: str, config: Path, private: Path) -> None:
+        """Start an organisation: a party's process, and with it its SuperNode."""
+        options = {"superlink": self.address, "root-certificates": self.authority, "key": private}
+        inner = [f"--supernode={word}" for word in given(self._inner())]
+        self.start(name, "fedbpt", "flower", "node", str(config), *given(options), *inner)
+
+    def run(self, app: Path, tell: Callable[[str], None]) -> None:
+        """Run an app, and tell what it prints, until it has ended.
+
+        Raises:
+            LoopbackError: It could not be started.
+        """
+        command = [_program("flwr"), "run", str(app), _NAME, "--stream"]
+        with subprocess.Popen(
+            command, env=self._environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    tell(line.rstrip())
+            finally:
+                process.terminate()
+        if process.returncode > 0:
+            raise LoopbackError(f"flwr run has ended with status {process.returncode}")
 
     def flwr(self, *arguments: str) -> str:
         """Run Flower's command; what it printed.
@@ -141,14 +147,13 @@ class Loopback:
             )
         return done.stdout
 
-    def start(self, name: str, program: str, options: Mapping[str, object], *switches: str) -> None:
+    def start(self, name: str, program: str, *words: str) -> None:
         """Start a process in a group of its own; its output goes into the folder's logs."""
-        given = [part for key, value in options.items() for part in (f"--{key}", str(value))]
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
         with (logs / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [_program(program), *given, *switches],
+                [_program(program), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -186,8 +191,23 @@ class Loopback:
             time.sleep(0.1)
         raise LoopbackError(f"{name} does not listen on port {port}", f"see {self.folder}/logs")
 
-    def _files(self) -> dict[str, Path]:
-        return {part: self.folder / name for part, name in CERTIFICATES.items()}
+    @property
+    def authority(self) -> Path:
+        """The certificate that vouches for the SuperLink."""
+        return self.folder / CERTIFICATES["ca"]
+
+    def _tls(self) -> dict[str, object]:
+        """A server's options for TLS."""
+        files = {part: self.folder / name for part, name in CERTIFICATES.items()}
+        return {
+            "ssl-ca-certfile": files["ca"],
+            "ssl-certfile": files["certificate"],
+            "ssl-keyfile": files["key"],
+        }
+
+    def _inner(self) -> dict[str, object]:
+        """Between a SuperNode and the app that it starts: a port of its own, and TLS too."""
+        return {"host": HOST, "port": free_port(), **self._tls()}
 
     def _environment(self) -> dict[str, str]:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -195,6 +215,11 @@ class Loopback:
 
 
 CERTIFICATES: Final = {"ca": "ca.pem", "certificate": "server.pem", "key": "server.key"}
+
+
+def given(options: Mapping[str, object]) -> list[str]:
+    """Options as words of a command."""
+    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
 
 
 def certify(folder: Path) -> None:

@@ -27,7 +27,7 @@ _TOGETHER = 0.01  # seconds in which what is asked at the same time is gathered
 
 
 class Grid(Protocol):
-    """What is needed of Flower's grid; `flower.apps` has it, the tests have another."""
+    """What is needed of Flower's grid; `flower.server` has it, the tests have another."""
 
     def nodes(self) -> Sequence[int]:
         """Nodes that are connected."""

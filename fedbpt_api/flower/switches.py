@@ -10,8 +10,8 @@ QUIET: Final = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    # Flower looks for work once a second; twenty times a second costs a local request each time.
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+    # Flower looks for work once a second; more often costs a local request each time.
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
 }
 """Environment variables; one that is set already stays as it is."""
 

@@ -9,15 +9,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from fedbpt_api.errors import ConfigError, FedbptError, RunFolderError
+from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.host import task_envelope
 from fedbpt_api.federation.recorded import Records
 from fedbpt_api.federation.remote import Exchange, RemoteParty
-from fedbpt_api.federation.runtime import side_by_side
 from fedbpt_api.prompts.tuned import read_json, write_json
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.opening import Opening, facts_of
 from fedbpt_api.run.parties import Keep, Parties, PartiesOpener
-from fedbpt_api.run.public import PARTY_NAME, public_of
+from fedbpt_api.run.public import public_of
+from fedbpt_api.run.schema import PARTY_NAME
 from fedbpt_api.task import Task
 
 Find = Callable[[tuple[str, ...]], Awaitable[Mapping[str, Exchange]]]
@@ -42,11 +43,12 @@ def opener(find: Find) -> PartiesOpener:
         if problems:
             raise ConfigError(problems)
         run, names = _known(keep.folder)
-        exchanges = await find(names)
+        listed = settings.parties if isinstance(settings.parties, tuple) else ()
+        exchanges = await find(names or listed)
         if wrong := [name for name in exchanges if not _NAME.fullmatch(name)]:
             raise FedbptError(f"no party can be called {wrong[0]!r}", "letters, digits, - and _ make a name")
         if not names:
-            names = tuple(sorted(exchanges))
+            names = listed or tuple(sorted(exchanges))
             write_json(keep.folder / "parties.json", {"run": run, "names": names})
         opening = Opening(settings, keep, facts_of(keep, []))
         records = Records(keep.folder)

@@ -9,8 +9,9 @@ from functools import reduce
 from typing import TypeVar
 
 from fedbpt_api.errors import FedbptError
+from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.party import Party
-from fedbpt_api.federation.runtime import Answers, ask_all, need_quorum, side_by_side
+from fedbpt_api.federation.runtime import Answers, ask_all, need_quorum
 from fedbpt_api.federation.tally import Sums
 from fedbpt_api.prompts.space import Asked, Ensemble, Ids, members_of
 from fedbpt_api.prompts.tuned import TunedPrompt, shown_together

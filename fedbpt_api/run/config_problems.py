@@ -94,7 +94,10 @@ def cross_problems(values: Mapping[str, object]) -> Iterator[str]:
         yield "clients, data: expected one of them, got both; remove [[clients]] or [data]"
     if (clients or data) and values.get("parties") is not None:
         yield "parties: they are behind a network, so their texts are not here; remove [[clients]] or [data]"
-    if not clients and not data and values.get("parties") is None:
+    parties = values.get("parties")
+    if isinstance(parties, list | tuple) and (not parties or len(set(map(str, parties))) < len(parties)):
+        yield "parties: expected names that differ, at least one"
+    if not clients and not data and parties is None:
         yield "clients, data: expected one of them, got none; add a [[clients]] for each party, or one [data]"
     budget = values.get("budget")
     if isinstance(budget, Mapping) and all(

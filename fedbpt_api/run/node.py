@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -18,12 +18,13 @@ from fedbpt_api.run.config import build_settings, load_task
 from fedbpt_api.run.config_problems import describe
 from fedbpt_api.run.opening import open_parties
 from fedbpt_api.run.parties import Keep, Parties
-from fedbpt_api.run.public import PARTY_NAME, not_public
+from fedbpt_api.run.public import not_public
 from fedbpt_api.run.schema import (
     BackendSettings,
     BudgetSettings,
     ColumnsSettings,
     DataPath,
+    PartyName,
     PriceSettings,
     Section,
 )
@@ -45,7 +46,7 @@ class NodeSettings(Section):
         price: What its server charges.
     """
 
-    name: Annotated[str, Field(pattern=f"^{PARTY_NAME}$")]
+    name: PartyName
     folder: DataPath = Field(default=Path("fedbpt-node"), validate_default=True)
     train: DataPath
     dev: DataPath | None = None

@@ -16,9 +16,6 @@ PUBLIC: Final = (
 )  # fmt: skip
 """Keys of the settings that travel."""
 
-PARTY_NAME: Final = r"\w[\w-]{0,63}"
-"""A party's name, as it stands in the names of files too."""
-
 
 def public_of(settings: Settings) -> dict[str, Any]:
     """The public part, as plain values."""

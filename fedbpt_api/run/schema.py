@@ -38,6 +38,10 @@ def _known_method(name: str) -> str:
     return name
 
 
+PARTY_NAME = r"\w[\w-]{0,63}"
+"""A party's name where it is behind a network: it stands in the names of files, too."""
+
+PartyName = Annotated[str, Field(pattern=f"^{PARTY_NAME}$")]
 DataPath = Annotated[Path, AfterValidator(_absolute)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_as_words)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -234,7 +238,7 @@ class TestSettings(Section):
 class Settings(Section):
     """All settings of a run. The first prompt is the starting prompt; paths are absolute once checked.
 
-    `parties` counts those behind a network (Flower), in place of clients and data of this process.
+    `parties` counts or names those behind a network (Flower), in place of clients and data of this process.
     """
 
     seed: Annotated[int, Field(ge=0)] = 0
@@ -247,7 +251,7 @@ class Settings(Section):
     columns: ColumnsSettings = ColumnsSettings()
     clients: tuple[ClientSettings, ...] = ()
     data: DataSettings | None = None
-    parties: Positive | None = None
+    parties: Positive | tuple[PartyName, ...] | None = None
     backend: BackendSettings = BackendSettings()
     budget: BudgetSettings
     price: PriceSettings | None = None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fedbpt_api.errors import FedbptError, QuotaError, RunFolderError
+from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.party import Party
 from fedbpt_api.federation.tally import Contestant, Tally
 from fedbpt_api.prompts.space import members_of
@@ -19,35 +20,48 @@ from fedbpt_api.task import Task
 from fedbpt_api.verbalizer import Verbalizer
 
 
-async def contestants_of(assessor: Assessor, tuned: Verbalizer, bias: Verbalizer) -> list[Contestant]:
-    """Rows of the test: each compared prompt plain, with bias and weighted; then the tuned one.
-
-    Where the search knew label words alone, the tuned prompt has a row with a fitted bias too.
+async def compared(assessor: Assessor) -> list[Contestant]:
+    """Rows of the test beside the tuned prompt's: each compared prompt plain, with bias and weighted.
 
     The tuned prompt's verbalizer saw development texts too; so that nobody takes that for the
     prompt's merit, the starting prompt has a row with the same advantage.
     """
     parties, settings = assessor.parties, assessor.settings
     words = Verbalizer.from_words(parties.words, parties.groups)
-    rows: list[Contestant] = []
-    compared = settings.prompts[: {"none": 0, "start": 1, "all": None}[settings.test.compare]]
-    for number, text in enumerate(compared, start=1):
+    texts = settings.prompts[: {"none": 0, "start": 1, "all": None}[settings.test.compare]]
+
+    async def rows(number: int, text: str) -> list[Contestant]:
         ids = await parties.backend.tokenize(text)
         if ids not in assessor.known:
-            continue  # the budget ended before it was judged
-        name = "start" if number == 1 else f"prompt {number}"
-        judged = assessor.known[ids]
-        fits = await assessor.sides(ids, judged.train)
-        bias, _ = await assessor.fitted(list(fits.got.values()), "bias")
-        rows += [
+            return []  # the budget ended before it was judged
+        name, judged = "start" if number == 1 else f"prompt {number}", assessor.known[ids]
+
+        async def biased() -> Verbalizer:
+            fits = await assessor.sides(ids, judged.train)
+            return (await assessor.fitted(list(fits.got.values()), "bias"))[0]
+
+        again = [assessor.refit(judged)] if number == 1 and judged.dev_sums.n else []
+        bias, *refitted = await side_by_side([biased(), *again])
+        return [
             Contestant(name, ids, words),
             Contestant(f"{name}+bias", ids, bias),
             Contestant(f"{name}+weighted", ids, judged.verbalizer),
+            *(Contestant(f"{name}+weighted+dev", ids, more) for more in refitted),
         ]
-        if number == 1 and judged.dev_sums.n:
-            rows.append(Contestant(f"{name}+weighted+dev", ids, await assessor.refit(judged)))
-    found = assessor.best()
-    if settings.verbalizer.kind == "words" and not found.fixed:
+
+    found = await side_by_side([rows(number, text) for number, text in enumerate(texts, start=1)])
+    return [row for group in found for row in group]
+
+
+def contestants_of(
+    assessor: Assessor, others: Sequence[Contestant], tuned: Verbalizer, bias: Verbalizer
+) -> list[Contestant]:
+    """All rows of the test: those of `compared`, then the tuned prompt's.
+
+    Where the search knew label words alone, the tuned prompt has a row with a fitted bias too.
+    """
+    found, rows = assessor.best(), list(others)
+    if assessor.settings.verbalizer.kind == "words" and not found.fixed:
         rows.append(Contestant("tuned+bias", found.prompt, bias))
     return [*rows, Contestant("tuned", found.prompt, tuned)]
 
@@ -79,13 +93,20 @@ async def final_test(
         done += answers
         progress(done, total)
 
-    for client in tested:
+    async def test(client: Party) -> None:
         try:
             tallies[client.name] = await client.test(contestants, common, more, timeout)
         except (QuotaError, RunFolderError):
             raise  # the run ends, and can go on
         except (FedbptError, TimeoutError, BudgetSpent) as error:  # the last one in a replay of such a run
             parties.warnings.append(f"{client.name} is missing from the test: {error or 'no answer in time'}")
+
+    if parties.apart:
+        await side_by_side([test(client) for client in tested])
+    else:
+        for client in tested:
+            await test(client)
+    tallies = {client.name: tallies[client.name] for client in tested if client.name in tallies}
     return report(labels, tallies) if tallies else None
 
 

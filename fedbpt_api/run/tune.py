@@ -7,12 +7,14 @@ prompts; the best prompt by held-out loss; and, once, the test.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.runtime import Round
 from fedbpt_api.methods.loops import LOOPS
 from fedbpt_api.methods.searching import Searching, Stop
@@ -30,7 +32,7 @@ from fedbpt_api.run.meter import Meter, client_record
 from fedbpt_api.run.opening import open_parties
 from fedbpt_api.run.parties import Keep, Parties, PartiesOpener, versions
 from fedbpt_api.run.result import RoundRecord, RunResult
-from fedbpt_api.run.testing import contestants_of, final_test
+from fedbpt_api.run.testing import compared, contestants_of, final_test
 from fedbpt_api.run.words import choose_words
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.scorer import Stopped
@@ -189,8 +191,12 @@ class Tuner:
     async def _finish(self, parties: Parties, assessor: Assessor, stopped: Stop) -> RunResult:
         """Save the tuned prompt; then read the test texts, once."""
         found = await self._together(parties, assessor)
-        self._fallback = await assessor.refit(found, "bias")
-        best = replace(found, verbalizer=await assessor.refit(found))
+        testing = stopped != "cancelled" and any(client.n_test for client in parties.clients)
+        work: list[Coroutine[Any, Any, Any]] = [assessor.refit(found, "bias"), assessor.refit(found)]
+        work += [compared(assessor)] if testing else []
+        bias, verbalizer, *others = await side_by_side(work)
+        self._fallback = bias
+        best = replace(found, verbalizer=verbalizer)
         self._save(best)
         result = RunResult(
             folder=str(self._folder.path) if self._folder else None,
@@ -202,10 +208,10 @@ class Tuner:
             test=None,
             currency=parties.currency,
         )
-        if stopped != "cancelled" and any(client.n_test for client in parties.clients):
+        if testing:
             self._phase = "test"
             self._tell(Testing(sum(client.n_test for client in parties.clients)))
-            contestants = await contestants_of(assessor, best.verbalizer, self._fallback)
+            contestants = contestants_of(assessor, others[0], verbalizer, bias)
             try:
                 timeout = self.settings.federation.timeout
                 report = await final_test(parties, self.task, contestants, self._count_tested, timeout)

@@ -1,4 +1,4 @@
-"""The two halves of the Flower app: one line each in what `fedbpt flower init` writes."""
+"""The coordinator's app: one line in what `fedbpt flower init` writes."""
 
 from __future__ import annotations
 
@@ -8,36 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from fedbpt_api.errors import FedbptError
 from fedbpt_api.flower.coordinator import coordinate
-from fedbpt_api.flower.node import ask
+from fedbpt_api.flower.record import read, written
 
-_RECORD: Final = "fedbpt"
-_BUNDLE: Final = "bundle"
 _LIFE: Final = 24 * 3600.0  # seconds that Flower keeps a message; deadlines are the run's own
 _LOG = logging.getLogger("flwr")
-
-
-def client_app() -> ClientApp:
-    """The app at a party's SuperNode: carries envelopes to the party's own process and back.
-
-    The node's configuration says where that listens: `--node-config 'party="/path/party.sock"'`.
-    """
-    app = ClientApp()
-
-    @app.query()
-    def answer(message: Message, context: Context) -> Message:
-        try:
-            data = ask(Path(str(context.node_config["party"])), _read(message))
-        except KeyError:
-            raise FedbptError("the node's configuration names no party") from None
-        return Message(_written(data), reply_to=message)
-
-    return app
 
 
 def server_app(task: Path) -> ServerApp:
@@ -71,7 +50,7 @@ class FlowerGrid:
 
     def push(self, bundles: Mapping[int, bytes]) -> Mapping[str, int]:
         messages = [
-            Message(_written(data), dst_node_id=node, message_type="query", ttl=_LIFE)
+            Message(written(data), dst_node_id=node, message_type="query", ttl=_LIFE)
             for node, data in bundles.items()
         ]
         sent = self._grid.push_messages(messages)
@@ -80,16 +59,5 @@ class FlowerGrid:
     def pull(self, messages: Iterable[str]) -> Mapping[str, bytes | None]:
         found: dict[str, bytes | None] = {}
         for reply in self._grid.pull_messages(list(messages)):
-            found[reply.metadata.reply_to_message_id] = None if reply.has_error() else _read(reply)
+            found[reply.metadata.reply_to_message_id] = None if reply.has_error() else read(reply)
         return found
-
-
-def _written(data: bytes) -> RecordDict:
-    return RecordDict({_RECORD: ConfigRecord({_BUNDLE: data})})
-
-
-def _read(message: Message) -> bytes:
-    """The bundle of a message; nothing where there is none."""
-    record = message.content.get(_RECORD)
-    data = record.get(_BUNDLE) if isinstance(record, ConfigRecord) else None
-    return data if isinstance(data, bytes) else b""

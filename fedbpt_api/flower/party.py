@@ -1,0 +1,121 @@
+"""A party's process from start to end: its socket, and beside it the SuperNode that dials out for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fedbpt_api.errors import FedbptError, RunFolderError
+from fedbpt_api.federation.host import Host
+from fedbpt_api.flower.node import listen
+from fedbpt_api.flower.switches import quiet
+from fedbpt_api.run.node import NodeSettings, open_task
+
+_LONGEST = 100  # bytes of a socket's path that every system takes
+_GRACE = 5.0  # seconds for a SuperNode to end when asked to
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How a SuperNode reaches the SuperLink.
+
+    Attributes:
+        address: The SuperLink's HOST:PORT.
+        certificates: File of the authority that vouches for it; None for the system's.
+        key: File of the node's private key; None where nodes need none.
+        options: More of `flower-supernode`'s options, as they are.
+    """
+
+    address: str
+    certificates: Path | None = None
+    key: Path | None = None
+    options: Sequence[str] = ()
+
+    def command(self, party: Path) -> list[str]:
+        """What starts the SuperNode of a party that listens there."""
+        beside = Path(sys.executable).with_name("flower-supernode")
+        words = [str(beside) if beside.exists() else "flower-supernode", "--superlink", self.address]
+        if self.certificates is not None:
+            words += ["--root-certificates", str(self.certificates)]
+        if self.key is not None:
+            words += ["--auth-supernode-private-key", str(self.key)]
+        return [*words, "--node-config", f'party="{party}"', *self.options]
+
+
+async def run_party(node: NodeSettings, link: Link | None, tell: Callable[[str], None]) -> None:
+    """Answer for a party until the process is asked to end.
+
+    Args:
+        node: Its settings.
+        link: How its SuperNode is started; None where that is somebody else's business.
+        tell: Called with lines for people.
+
+    Raises:
+        FedbptError: Its SuperNode ended.
+        RunFolderError: Another process answers for it already.
+    """
+    node.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(node.folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunFolderError(f"{node.folder} is in use by another process", "end that one first") from None
+    host = Host(node.name, lambda told: open_task(node, told))
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ended.set)
+    try:
+        with contextlib.ExitStack() as stack:
+            path = node.folder / "party.sock"
+            if len(os.fsencode(path)) > _LONGEST:
+                short = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedbpt-"))
+                path = Path(short) / "party.sock"
+            server = await listen(path, host.answer)
+            tell(f"{node.name} answers at {path}")
+            try:
+                await (ended.wait() if link is None else _beside(link.command(path), ended, tell))
+            finally:
+                server.close()
+                path.unlink(missing_ok=True)
+    finally:
+        await host.aclose()
+        lock.release()
+
+
+async def _beside(command: Sequence[str], ended: asyncio.Event, tell: Callable[[str], None]) -> None:
+    """Keep a SuperNode running until `ended`.
+
+    Raises:
+        FedbptError: It ended by itself.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(*command, env=quiet(), start_new_session=True)
+    except OSError as error:
+        raise FedbptError(
+            f"{command[0]} cannot be started: {error}", 'pip install "fedbpt-api[flower]"'
+        ) from error
+    tell(f"its SuperNode has started (process {process.pid})")
+    watch, stop = asyncio.ensure_future(process.wait()), asyncio.ensure_future(ended.wait())
+    try:
+        await asyncio.wait({watch, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if watch.done():
+            raise FedbptError(f"the SuperNode has ended with status {watch.result()}", "see what it printed")
+    finally:
+        stop.cancel()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(watch), _GRACE)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it has started may outlive it
+        await watch
