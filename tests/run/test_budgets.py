@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedbpt_api.api import run_sync
 from fedbpt_api.errors import FedbptError
 from fedbpt_api.prompts.tuned import TunedPrompt
-from fedbpt_api.run import parties as parties_module
+from fedbpt_api.run import opening as opening_module
 from fedbpt_api.run.events import Event, RoundDone
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.budget import Budget
@@ -158,7 +158,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of all budgets of a run."""
     clock = Clock()
-    monkeypatch.setattr(parties_module, "Budget", partial(Budget, clock=clock))
+    monkeypatch.setattr(opening_module, "Budget", partial(Budget, clock=clock))
     return clock
 
 
