@@ -227,6 +227,23 @@ def to_line(value: Plain) -> Line:
     return Line(whole(value["label"]), to_ids(value["ids"]), finite(value["confidence"]))
 
 
+@reading
+def to_lines(value: Plain, most: int) -> tuple[Line, ...]:
+    """So many lines at most."""
+    if len(value) > most:
+        raise ValueError(f"{len(value)} lines, where {most} were asked for")
+    return tuple(to_line(line) for line in value)
+
+
+@reading
+def to_pairs(value: Plain, most: int) -> tuple[tuple[int, float], ...]:
+    """Words and their sums of squared deviations, so many at most."""
+    found = tuple((whole(token, 0, _MAX_TOKEN), finite(total)) for token, total in value)
+    if len(found) > most or any(total < 0 for _, total in found):
+        raise ValueError("sums of squares that cannot be, or too many")
+    return found
+
+
 def of_sums(sums: Sums) -> Plain:
     return {"n": sums.n, "loss": sums.loss, "correct": sums.correct}
 

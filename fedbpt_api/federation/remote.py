@@ -6,34 +6,40 @@ says that it cost is taken off. A party's own budget stays its own business; it 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
 import numpy as np
 import orjson
 
 from fedbpt_api.errors import FedbptError, QuotaError
 from fedbpt_api.federation import plain
+from fedbpt_api.federation.account import Account
 from fedbpt_api.federation.envelope import Envelope, opened, seal
 from fedbpt_api.federation.facts import Facts
 from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.forgotten import Forgotten, patiently
 from fedbpt_api.federation.local_search import Plan, Reference, Searched
 from fedbpt_api.federation.messages import Broadcast, MessageError, decode_update, encode_broadcast
+from fedbpt_api.federation.remote_fit import RemoteFit
 from fedbpt_api.federation.tally import Contestant, Ints, Sums, Tally
 from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import LONGEST, Job, Line
 from fedbpt_api.scoring.backend import BackendInfo, Floats, Usage
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
 from fedbpt_api.scoring.scorer import Stopped
-from fedbpt_api.verbalizer import Verbalizer, decode, encode
-from fedbpt_api.verbalizer.messages import AskMoments, Begin
+from fedbpt_api.verbalizer import Verbalizer, encode
+from fedbpt_api.verbalizer.messages import AskMoments
 
 Exchange = Callable[[bytes], Awaitable[bytes]]
 """Brings an envelope to the party, and its answer back. May raise a FedbptError or a TimeoutError."""
+
+MOST_FAILURES: Final = 10
+"""Failures in a row after which a party is left out of the run."""
 
 _Rounds = tuple[PromptSpace, Plan, Reference]
 _PLAIN, _SCATTER = (encode(AskMoments(scatter)) for scatter in (False, True))  # what fits begin with
@@ -47,38 +53,44 @@ class RemoteParty:
     Attributes:
         facts: What it is.
         exchange: How envelopes reach it.
-        budget: What its questions have cost; its parent is the run's.
+        account: What its questions have cost.
         introduction: What it was told at first, and is again when it has forgotten.
-        tested: What its test has cost.
+        deadline: Seconds that it has for an answer within a fit; whoever asks else keeps the time.
     """
 
     facts: Facts
     exchange: Exchange
-    budget: Budget
+    account: Account
     introduction: bytes = b""
-    tested: Budget | None = None
+    deadline: float | None = None
     _words: Ids = ()
     _introduced: bool = True
+    _failures: int = 0
+    _failed: float = 0.0  # when
     _told: tuple[Ids, _Rounds | None] = ((), None)  # words and rounds that the party knows
     _last: tuple[Broadcast, _Rounds] | None = None  # its last search
     _fits: Counter[str] = field(default_factory=Counter)
-    _spent: dict[str, list[dict[str, int]]] = field(default_factory=dict)  # as told, each time it was started
 
     @classmethod
-    async def reach(cls, exchange: Exchange, run: Budget, task: bytes | None = None) -> RemoteParty:
+    async def reach(
+        cls, exchange: Exchange, run: Budget, task: bytes | None = None, deadline: float | None = None
+    ) -> RemoteParty:
         """Tell a party its task, and ask it what it is.
 
         Args:
             exchange: How envelopes reach it.
             run: The run's budget.
             task: The envelope that tells the task (`federation.host`); None where it knows.
+            deadline: Seconds that it has for an answer within a fit.
 
         Raises:
             FedbptError: It does not answer, or something else.
         """
         introduction = task or seal(Envelope("facts", {}))
         facts = await _introduced(exchange, introduction)
-        return cls(facts, exchange, Budget(Limits(scored=facts.limit), run), introduction)
+        return cls(
+            facts, exchange, Account(facts.name, Budget(Limits(scored=facts.limit), run)), introduction
+        )
 
     @property
     def name(self) -> str:
@@ -87,6 +99,18 @@ class RemoteParty:
     @name.setter
     def name(self, value: str) -> None:
         raise AttributeError("a party's name is its own")
+
+    @property
+    def budget(self) -> Budget:
+        return self.account.budget
+
+    @property
+    def tested(self) -> Budget | None:
+        return self.account.tested
+
+    @tested.setter
+    def tested(self, value: Budget | None) -> None:
+        raise AttributeError("what a party's test cost is what it tells")
 
     @property
     def info(self) -> BackendInfo:
@@ -124,12 +148,12 @@ class RemoteParty:
 
     async def word_sums(self, prompt: Ids) -> tuple[tuple[int, float], ...]:
         answer = await self._ask("word sums", {"prompt": list(prompt)}, self._inputs(self.n_train))
-        return _pairs(answer.fields)
+        return plain.to_pairs(answer.fields.get("pairs"), _MOST_PAIRS)
 
     async def write(self, jobs: Sequence[Job], judge: Reference) -> tuple[Line, ...]:
         fields = {"jobs": [plain.of_job(job) for job in jobs], "judge": plain.of_reference(judge)}
         answer = await self._ask("write", fields, len(jobs) * (LONGEST + len(self.info.inputs)))
-        lines = tuple(plain.to_line(line) for line in _list(answer.fields, "lines", len(jobs)))
+        lines = plain.to_lines(answer.fields.get("lines"), len(jobs))
         if not {line.label for line in lines} <= {job.label for job in jobs}:
             raise MessageError(f"{self.name} has written lines for labels that it was not asked for")
         return lines
@@ -233,9 +257,10 @@ class RemoteParty:
         progress: Callable[[int], None] = lambda answers: None,
         timeout: float | None = None,
     ) -> Tally:
-        """As a client's; the time is the exchange's to keep, and progress is told at the end."""
+        """As a client's; progress is told at the end."""
         fields = {"contestants": [plain.of_contestant(c) for c in contestants], "common": common}
-        answer = await self._ask("test", fields)
+        async with asyncio.timeout(timeout and timeout * len({c.prompt for c in contestants})):
+            answer = await self._ask("test", fields)
         methods = [*(c.method for c in contestants), "majority"]
         tally = plain.to_tally(answer.fields, methods, len(contestants[0].verbalizer.groups))
         progress(self.n_test * len({c.prompt for c in contestants}))
@@ -253,7 +278,8 @@ class RemoteParty:
         Raises:
             Forgotten: The party does not know of it.
         """
-        return (await self._once("fit message", {"fit": number}, body=message)).body
+        async with asyncio.timeout(self.deadline):
+            return (await self._once("fit message", {"fit": number}, body=message)).body
 
     async def _ask(self, kind: str, fields: dict[str, Any], need: int = 0) -> Envelope:
         """Put a question; once more where the party has been started again."""
@@ -297,9 +323,9 @@ class RemoteParty:
         data = seal(Envelope(kind, fields | {"grant": granted.scored}, body))
         self._run.reserve(granted)
         try:
-            answer = opened(await self.exchange(data))
+            answer = opened(await self._exchanged(data))
             if answer.kind not in ("forgotten", "failed") or "spent" in answer.fields:
-                self._count(answer.fields.get("spent"))
+                self.account.count(answer.fields.get("spent"))
         finally:
             self._run.settle(granted, Usage())
         inner = answer.fields.get("answer")
@@ -319,6 +345,24 @@ class RemoteParty:
                 raise FedbptError(str(inner.get("message")), str(inner.get("hint")))
         return Envelope(answer.kind, inner, answer.body)
 
+    async def _exchanged(self, data: bytes) -> bytes:
+        """An answer; a party that fails ten times in a row is not asked any more.
+
+        Questions that were under way together fail together, and count once.
+        """
+        if self._failures >= MOST_FAILURES:
+            raise FedbptError(f"{self.name} is left out: it has failed {MOST_FAILURES} times in a row")
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        try:
+            answer = await self.exchange(data)
+        except (FedbptError, TimeoutError, asyncio.CancelledError):
+            if begun >= self._failed:
+                self._failures, self._failed = self._failures + 1, clock()
+            raise
+        self._failures = 0
+        return answer
+
     def _granted(self, need: int) -> int:
         """Scored examples that the next question may take, of those that it may need at most.
 
@@ -334,81 +378,6 @@ class RemoteParty:
         """The budget that all parties share."""
         return self.budget.parent or Budget()
 
-    def _count(self, told: object) -> None:
-        """Take what an answer cost off the budgets: the search's, and the test's.
-
-        A party tells all that it has spent since it was started, so an answer that was lost is counted with
-        the next one.
-        """
-        try:
-            if not isinstance(told, dict):
-                raise ValueError("it is missing")
-            life = str(told["life"])
-            both = [
-                {key: plain.whole(told[part][key]) for key in (*_USAGE, "duplicates", "stored")}
-                for part in ("search", "test")
-            ]
-        except (KeyError, TypeError, ValueError) as error:
-            raise MessageError(f"{self.name} does not say what it has spent: {error}") from error
-        known = self._spent.get(life, [dict.fromkeys(one, 0) for one in both])
-        search, test = (
-            {key: max(0, now[key] - before[key]) for key in now}
-            for now, before in zip(both, known, strict=True)
-        )
-        self._spent[life] = [
-            {key: before[key] + more[key] for key in before}
-            for before, more in zip(known, (search, test), strict=True)
-        ]
-        if any(test.values()):
-            self.tested = self.tested or Budget()
-            self.tested.settle(Usage(), Usage(**{key: test[key] for key in _USAGE}))
-            self.tested.stored += test["stored"]
-        self.budget.count_duplicates(search["duplicates"])
-        self.budget.count_stored(search["stored"])
-        self.budget.settle(Usage(), Usage(**{key: search[key] for key in _USAGE}))
-
-
-_USAGE = tuple(part.name for part in fields(Usage))
-
-
-@dataclass
-class RemoteFit:
-    """A party's side of a verbalizer's fit; a party that has forgotten it is told again how it began."""
-
-    party: RemoteParty
-    fields: dict[str, Any]
-    known: dict[bytes, bytes]
-    begun: bytes = b""
-
-    @property
-    def name(self) -> str:
-        return self.party.name
-
-    @property
-    def n(self) -> int:
-        return self.party.n_train + self.party.n_dev * bool(self.fields["with_dev"])
-
-    async def answer(self, message: bytes) -> bytes:
-        if message in self.known:
-            return self.known[message]
-        number = str(self.fields["fit"])
-        forgotten = False
-
-        async def ask() -> bytes:
-            if forgotten and self.begun:
-                await self.party.ask_fit(number, self.begun)
-            return await self.party.ask_fit(number, message)
-
-        async def begin() -> None:
-            nonlocal forgotten
-            await self.party.begin_fit(self.fields)
-            forgotten = True
-
-        answer = await patiently(ask, begin)
-        if isinstance(decode(message), Begin):
-            self.begun = message
-        return answer
-
 
 async def _introduced(exchange: Exchange, introduction: bytes) -> Facts:
     """What a party says of itself.
@@ -423,21 +392,3 @@ async def _introduced(exchange: Exchange, introduction: bytes) -> Facts:
     if answer.kind != "facts":
         raise MessageError(f"a party answers {answer.kind!r} where it should say what it is")
     return Facts.read(inner)
-
-
-def _list(fields: Mapping[str, Any], name: str, most: int) -> list[Any]:
-    found = fields.get(name)
-    if not isinstance(found, list) or len(found) > most:
-        raise MessageError(f"expected at most {most} {name}")
-    return found
-
-
-def _pairs(fields: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
-    """Words and their sums of squared deviations."""
-    try:
-        found = tuple((plain.whole(t), plain.finite(s)) for t, s in _list(fields, "pairs", _MOST_PAIRS))
-    except (TypeError, ValueError) as error:
-        raise MessageError(f"a party's sums of words are none: {error}") from error
-    if any(total < 0 for _, total in found):
-        raise MessageError("a party's sums of squares are not positive")
-    return found

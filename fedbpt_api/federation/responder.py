@@ -42,14 +42,18 @@ class Responder:
     Args:
         client: It; its budget's parent must be this party's share of the run's, without a limit.
         tokens: What stands for the label words at its server.
+        life: Since when it tells what it has spent, where the client's budget goes on from an earlier
+            process; else since now.
     """
 
-    def __init__(self, client: Client, tokens: Ids = ()) -> None:
+    def __init__(self, client: Client, tokens: Ids = (), life: str = "") -> None:
         self._tokens = tokens
         self._client = client
         self._turn = asyncio.Lock()
-        self._life = secrets.token_hex(8)
-        self._before = self._totals()
+        self._life = life or secrets.token_hex(8)
+        self._before = {part: dict.fromkeys(spent, 0) for part, spent in self._totals().items()}
+        if not life:
+            self._before = self._totals()
         self._fits: dict[str, ClientFit] = {}
         self._round: tuple[PromptSpace, Plan, Reference] | None = None
 

@@ -5,6 +5,8 @@ It may die at any moment: started again with the same folder it goes on from wha
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -55,7 +57,11 @@ async def coordinate(grid: Grid, config: Path, folder: Path) -> RunResult:
         async def find(names: tuple[str, ...]) -> Mapping[str, Exchange]:
             wanted = len(names) if names or not isinstance(settings.parties, int) else settings.parties
             console.print(f"waiting for {wanted} parties", markup=False)
-            await post.find(wanted, names, lambda line: console.print(line, markup=False))
+            # Who has answered before is known; a run that goes on does not wait for him for ever.
+            before = (folder / "parties.json").exists()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(settings.federation.timeout if before else None):
+                    await post.find(wanted, names, lambda line: console.print(line, markup=False))
             return {name: post.to(name) for name in names or post.names}
 
         shown: list[Progress] = []

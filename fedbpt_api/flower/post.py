@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
-
-import orjson
 
 from fedbpt_api.errors import FedbptError
 from fedbpt_api.federation.envelope import Envelope, opened, seal
@@ -23,6 +21,7 @@ from fedbpt_api.flower.bundle import MOST, pack, unpack
 R = TypeVar("R")
 _LOOK = 0.1  # seconds between looks for answers
 _NODES = 1.0  # seconds between looks for nodes
+_HELLO = 60.0  # seconds that a node has to say its name
 _TOGETHER = 0.01  # seconds in which what is asked at the same time is gathered
 
 
@@ -59,6 +58,7 @@ class Post:
     _waiting: dict[int, list[_Asked]] = field(default_factory=dict)
     _sent: dict[str, tuple[int, list[_Asked]]] = field(default_factory=dict)
     _names: dict[str, int] = field(default_factory=dict)
+    _met: set[int] = field(default_factory=set)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "flower"))
     _work: asyncio.Task[None] | None = None
     _news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -78,10 +78,11 @@ class Post:
         """How envelopes reach the party of that name, once `find` has found it."""
 
         async def exchange(envelope: bytes) -> bytes:
-            node = self._names.get(name)
-            if node is None:
+            if name not in self._names:
+                await self._look()
+            if name not in self._names:
                 raise FedbptError(f"{name} is not connected")
-            return await self.ask(node, envelope)
+            return await self.ask(self._names[name], envelope)
 
         return exchange
 
@@ -102,20 +103,29 @@ class Post:
         Raises:
             FedbptError: Two nodes have the same name.
         """
-        wanted, asked = set(names), set[int]()
-        while not (wanted <= self._names.keys() if wanted else len(self._names) >= count):
-            new = [node for node in await self._call(self.grid.nodes) if node not in asked]
-            asked |= set(new)
-            for node, name in zip(new, await asyncio.gather(*map(self._hello, new)), strict=True):
-                if name is None:
-                    asked.discard(node)  # it is asked again
-                elif self._names.get(name, node) != node:
-                    raise FedbptError(f"two parties are called {name}", "give each a name of its own")
-                elif not wanted or name in wanted:
-                    self._names[name] = node
-                    told(f"{name} is here ({len(self._names)} of {len(wanted) or count})")
-            if not new:
-                await asyncio.sleep(_NODES)
+        wanted, known = set(names), set[str]()
+        while not (wanted <= known if wanted else len(known) >= count):
+            await self._look(wanted)
+            for name in sorted(self._names.keys() - known):
+                known.add(name)
+                told(f"{name} is here ({len(known)} of {len(wanted) or count})")
+            await asyncio.sleep(_NODES)
+
+    async def _look(self, wanted: Collection[str] = ()) -> None:
+        """Ask nodes that are new for their names; keep those that are wanted.
+
+        Raises:
+            FedbptError: Two nodes have the same name.
+        """
+        new = [node for node in await self._call(self.grid.nodes) if node not in self._met]
+        self._met |= set(new)
+        for node, name in zip(new, await asyncio.gather(*map(self._hello, new)), strict=True):
+            if name is None:
+                self._met.discard(node)  # it is asked again
+            elif self._names.get(name, node) != node:
+                raise FedbptError(f"two parties are called {name}", "give each a name of its own")
+            elif not wanted or name in wanted:
+                self._names[name] = node
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -125,9 +135,10 @@ class Post:
     async def _hello(self, node: int) -> str | None:
         """The name of a node's party; None where it gives none."""
         try:
-            answer = opened(await self.ask(node, seal(Envelope("hello", {}))))
+            async with asyncio.timeout(_HELLO):
+                answer = opened(await self.ask(node, seal(Envelope("hello", {}))))
             return str(answer.fields["answer"]["name"])
-        except (FedbptError, KeyError, TypeError, orjson.JSONDecodeError):
+        except (FedbptError, TimeoutError, KeyError, TypeError):
             return None
 
     async def _carry(self) -> None:

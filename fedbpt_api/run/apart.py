@@ -58,7 +58,10 @@ def opener(find: Find) -> PartiesOpener:
             public = public_of(settings)
             tasks = [task_envelope(run, number, public) for number in range(len(names))]
             kept = [records.of(name, exchanges[name]) for name in names]
-            work = [_reach(*told, parties) for told in zip(names, kept, tasks, strict=True)]
+            work = [
+                _reach(*told, parties, settings.federation.timeout)
+                for told in zip(names, kept, tasks, strict=True)
+            ]
             rooms = []
             for party in await side_by_side(work):
                 rooms.append(party.info.context - party.facts.longest)
@@ -94,14 +97,16 @@ def apart_problems(settings: Settings) -> list[str]:
     return problems
 
 
-async def _reach(name: str, exchange: Exchange, task: bytes, parties: Parties) -> RemoteParty:
+async def _reach(
+    name: str, exchange: Exchange, task: bytes, parties: Parties, deadline: float | None
+) -> RemoteParty:
     """Tell a party its task.
 
     Raises:
         FedbptError: It cannot take part, or is another than it said.
     """
     try:
-        party = await RemoteParty.reach(exchange, parties.budget, task)
+        party = await RemoteParty.reach(exchange, parties.budget, task, deadline)
     except FedbptError as error:
         raise FedbptError(f"{name}: {error.message}", error.hint) from error
     if party.name != name:

@@ -114,8 +114,8 @@ async def open_task(node: NodeSettings, told: Mapping[str, Any]) -> OpenTask:
     task = load_task(settings)
     folder = node.folder / run
     folder.mkdir(parents=True, exist_ok=True)
-    parties = await open_parties(settings, task, lambda: False, Keep(folder), first=number)
+    parties = await open_parties(settings, task, lambda: False, Keep(folder, counted=True), first=number)
     (mine,) = parties.local
     mine.budget.parent = Budget()  # its share of the run's, which the server looks after
     parties.start()
-    return OpenTask(parties, Responder(mine, parties.trie.tokens))
+    return OpenTask(parties, Responder(mine, parties.trie.tokens, life=run))

@@ -92,7 +92,7 @@ async def open_parties(
         if keep.folder is not None:
             for number, (client, secret) in enumerate(zip(parties.local, secrets, strict=True)):
                 place = keep.folder / f"scores-{number}.journal"
-                client.scorer.journal = Journal(place, secret, keep.ended)
+                client.scorer.journal = Journal(place, secret, keep.ended, counted=keep.counted)
                 parties.journals.append(client.scorer.journal)
     except BaseException:
         await opening.aclose()

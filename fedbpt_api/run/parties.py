@@ -163,7 +163,10 @@ class Parties:
 
     def start(self) -> None:
         """Start the clocks; where answers are on disk already, they stand until something new is asked."""
-        journals = self.journals
+        journals = [journal for journal in self.journals if not journal.counted]
+        for client, journal in zip(self.clients, self.journals, strict=False):
+            if journal.counted:
+                client.budget.settle(Usage(), journal.past.paid)
         standing = any(journal.ended is not None or len(journal.past) for journal in journals)
         reached = max((journal.past.seconds for journal in journals), default=0.0)
         self.budget.start(standing=standing, reached=reached)
@@ -182,12 +185,14 @@ class Keep:
         ended: For a replay: what is raised where more is asked for than was answered. No server is opened.
         opener: What opens servers.
         facts: What is known of them already; read from the folder without it.
+        counted: Whether the answers that are there are on the budget when a run goes on (`Journal`).
     """
 
     folder: Path | None = None
     ended: Exception | None = None
     opener: Opener = open_backend
     facts: Facts | None = None
+    counted: bool = False
 
 
 def versions(info: BackendInfo) -> dict[str, str]:

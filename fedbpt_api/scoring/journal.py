@@ -109,6 +109,11 @@ class Past:
         return sum(head.usage.scored for head in self._heads)
 
     @property
+    def paid(self) -> Usage:
+        """What all requests cost, those that failed too."""
+        return sum((head.usage for head in self._heads), Usage())
+
+    @property
     def lost(self) -> Usage:
         """What requests cost that failed all the same."""
         return sum((head.usage for head in self._heads if head.kind == _COST), Usage())
@@ -165,13 +170,17 @@ class Journal:
         path: The file; made where it does not exist.
         secret: What keys are hashed with; see `secret_of`.
         ended: For a replay: what is raised where more is asked for than was answered. Nothing is added then.
+        counted: Whether what it holds is on the budget already: for a party that goes on in the middle of a
+            run, which is not computed anew from its beginning.
 
     Raises:
         RunFolderError: It cannot be read or written, or belongs to other texts.
     """
 
-    def __init__(self, path: Path, secret: bytes, ended: Exception | None = None) -> None:
-        self.ended = ended
+    def __init__(
+        self, path: Path, secret: bytes, ended: Exception | None = None, *, counted: bool = False
+    ) -> None:
+        self.ended, self.counted = ended, counted
         self._secret = secret
         check = hashlib.blake2b(b"journal", digest_size=8, key=secret).hexdigest()
         header = {"format": FORMAT, "version": VERSION, "check": check}

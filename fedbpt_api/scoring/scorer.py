@@ -173,6 +173,10 @@ class Scorer:
 
     async def _ask(self, call: _Call, block: Block, numbers: Sequence[int]) -> None:
         """Get answers that nobody has and nobody is asking for into `block`."""
+        if self.journal is not None and self.journal.counted:  # what is there needs no budget
+            known = self._recall(call, block, numbers)
+            if not (numbers := [n for n in numbers if n not in known]):
+                return
         reserved = call.work(numbers)
         self.budget.reserve(reserved)
         claim: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -218,6 +222,9 @@ class Scorer:
         if pairs:
             places = list(pairs.values())
             block.add(list(pairs), past.rows(places))
+            if self.journal.counted:
+                self.budget.count_duplicates(len(pairs))
+                return frozenset(pairs)
             self.budget.recall(call.work(list(pairs)), past.usage(places), past.when(places))
             self.budget.count_stored(past.free(places))
         return frozenset(pairs)

@@ -1,0 +1,62 @@
+"""What a party behind a network has spent, as it tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Final
+
+from fedbpt_api.federation import plain
+from fedbpt_api.federation.messages import MessageError
+from fedbpt_api.scoring.backend import Usage
+from fedbpt_api.scoring.budget import Budget
+
+_USAGE: Final = tuple(part.name for part in fields(Usage))
+
+
+@dataclass
+class Account:
+    """A party's costs on the server's side.
+
+    Attributes:
+        name: The party's.
+        budget: What its questions have cost; its parent is the run's.
+        tested: What its test has cost; None before it.
+    """
+
+    name: str
+    budget: Budget
+    tested: Budget | None = None
+    _spent: dict[str, list[dict[str, int]]] = field(default_factory=dict)  # as told, each time it was started
+
+    def count(self, told: object) -> None:
+        """Take what an answer cost off the budgets: the search's, and the test's.
+
+        A party tells all that it has spent since it was started, so an answer that was lost is counted with
+        the next one.
+        """
+        try:
+            if not isinstance(told, dict):
+                raise ValueError("it is missing")
+            life = str(told["life"])
+            both = [
+                {key: plain.whole(told[part][key]) for key in (*_USAGE, "duplicates", "stored")}
+                for part in ("search", "test")
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise MessageError(f"{self.name} does not say what it has spent: {error}") from error
+        known = self._spent.get(life, [dict.fromkeys(one, 0) for one in both])
+        search, test = (
+            {key: max(0, now[key] - before[key]) for key in now}
+            for now, before in zip(both, known, strict=True)
+        )
+        self._spent[life] = [
+            {key: before[key] + more[key] for key in before}
+            for before, more in zip(known, (search, test), strict=True)
+        ]
+        if any(test.values()):
+            self.tested = self.tested or Budget()
+            self.tested.settle(Usage(), Usage(**{key: test[key] for key in _USAGE}))
+            self.tested.stored += test["stored"]
+        self.budget.count_duplicates(search["duplicates"])
+        self.budget.count_stored(search["stored"])
+        self.budget.settle(Usage(), Usage(**{key: search[key] for key in _USAGE}))
