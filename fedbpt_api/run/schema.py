@@ -169,7 +169,7 @@ class SearchSettings(Section):
     dimensions: Positive = 100
     alpha: PositiveFloat = 1.0
     sigma: PositiveFloat = 1.0
-    popsize: AtLeastTwo = 6
+    popsize: Annotated[int, Field(ge=3)] = 6  # what pycma needs
     iterations: Positive = 4
     loss: Literal["cross-entropy", "hinge", "accuracy"] = "cross-entropy"
     margin: PositiveFloat = 2.0
