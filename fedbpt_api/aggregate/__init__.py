@@ -6,6 +6,7 @@ arrive does not matter.
 
 from fedbpt_api.aggregate.fedavg import FedAvg
 from fedbpt_api.aggregate.fedbpt import FedBPT, SigmaRule
+from fedbpt_api.aggregate.robust import Median, Trimmed
 from fedbpt_api.aggregate.state import Aggregator, GlobalState, Update, UpdateError, check_updates
 
 __all__ = [
@@ -13,7 +14,9 @@ __all__ = [
     "FedAvg",
     "FedBPT",
     "GlobalState",
+    "Median",
     "SigmaRule",
+    "Trimmed",
     "Update",
     "UpdateError",
     "check_updates",

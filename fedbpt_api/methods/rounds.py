@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT
+from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT, Median, Trimmed
 from fedbpt_api.federation.local_search import Plan, Reference
 from fedbpt_api.federation.runtime import Round, Rules, ask_all, sample, search_round
 from fedbpt_api.methods.searching import Searching, Stop
@@ -76,7 +76,14 @@ async def around(run: Searching, centre: Assessment, space: PromptSpace) -> Stop
 
 def aggregator_of(federation: FederationSettings) -> Aggregator:
     """The rule that the settings name."""
-    return FedAvg() if federation.aggregator == "fedavg" else FedBPT(federation.sigma_rule)
+    match federation.aggregator:
+        case "fedavg":
+            return FedAvg()
+        case "median":
+            return Median()
+        case "trimmed":
+            return Trimmed(federation.trim)
+    return FedBPT(federation.sigma_rule)
 
 
 async def _proposals(run: Searching, merged: Round, most: int) -> list[Floats]:

@@ -186,13 +186,15 @@ class FederationSettings(Section):
 
     Attributes:
         aggregator: The rule that merges updates.
+        trim: Share of the answers that `trimmed` leaves out at each end, coordinate by coordinate.
         sigma_rule: Which published variant of the step-size correction `fedbpt` uses.
         participation: Share of the clients that are asked in a round.
         quorum: Share of the asked clients that must answer for the run to go on.
         timeout: Seconds after which a client is left out of a round.
     """
 
-    aggregator: Literal["fedbpt", "fedavg"] = "fedbpt"
+    aggregator: Literal["fedbpt", "fedavg", "median", "trimmed"] = "fedbpt"
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
     sigma_rule: Literal["paper", "reference"] = "paper"
     participation: Share = 1.0
     quorum: Share = 0.5
