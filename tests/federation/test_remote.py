@@ -22,18 +22,15 @@ from fedbpt_api.federation.messages import Broadcast, MessageError
 from fedbpt_api.federation.recorded import Records
 from fedbpt_api.federation.remote import Exchange, RemoteParty
 from fedbpt_api.federation.responder import Responder
-from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Event, Warned
-from fedbpt_api.run.opening import open_parties
-from fedbpt_api.run.parties import Keep, Parties
 from fedbpt_api.run.result import RunResult
-from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
 from fedbpt_api.task import Task
 from fedbpt_api.verbalizer import Verbalizer
 from toy import Toys, make_task
 from toy_clients import GROUPS, PLAN, WORDS, WordSpace, make_client, start_ids
-from toy_runs import make_settings, numbers, run_toy, scored, texts_of
+from toy_runs import numbers, run_toy, scored, texts_of
+from toy_wires import run_between
 
 CHANGES: list[dict[str, object]] = [
     {},
@@ -56,26 +53,6 @@ class Wire:
         self.sent.append(data)
         self.got.append(await self.responder.answer(data))
         return self.got[-1]
-
-
-Between = Callable[[Client], Exchange]
-
-
-async def run_between(
-    task: Task, changes: dict[str, object], between: Between, on_event: Callable[[Event], None] | None = None
-) -> RunResult:
-    """A run whose parties are reached through what `between` makes for each."""
-
-    async def opener(settings: Settings, task: Task, stopping: Callable[[], bool], keep: Keep) -> Parties:
-        parties = await open_parties(settings, task, stopping, keep)
-        remote = []
-        for client in parties.local:
-            client.budget.parent = Budget()
-            remote.append(await RemoteParty.reach(between(client), parties.budget))
-        parties.clients[:] = remote
-        return parties
-
-    return await Tuner(make_settings(task, changes), task, on_event=on_event, opener=opener).run()
 
 
 async def over_wires(task: Task, changes: dict[str, object]) -> tuple[RunResult, list[Wire]]:
