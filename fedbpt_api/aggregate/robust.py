@@ -47,7 +47,7 @@ class Trimmed:
         answers = check_updates(state, updates)
         count = len(answers)
         cut = min(math.ceil(self.share * count - 1e-9), (count - 1) // 2) if count > 2 else 0
-        return _merged(state, np.sort(_stacked(answers), axis=0)[cut : count - cut].mean(axis=0))
+        return _merged(state, np.sort(_stacked(answers), axis=1)[:, cut : count - cut].mean(axis=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,13 @@ class Median:
 
     def merge(self, state: GlobalState, updates: Iterable[Update]) -> GlobalState:
         """The state of the next round; see `Aggregator.merge`."""
-        return _merged(state, np.median(_stacked(check_updates(state, updates)), axis=0))
+        return _merged(state, np.median(_stacked(check_updates(state, updates)), axis=1))
 
 
 def _stacked(answers: Iterable[Update]) -> Floats:
-    """A row a client: its mean, then its last step size, shape [K, d + 1]."""
-    return np.array([[*update.mean, update.step_sizes[-1]] for update in answers])
+    """A column a client: its mean, then its last step size, shape [d + 1, K]."""
+    return np.array([np.append(update.mean, update.step_sizes[-1]) for update in answers]).T.copy()
 
 
-def _merged(state: GlobalState, row: Floats) -> GlobalState:
-    return replace(state, round=state.round + 1, mean=row[:-1], sigma=float(row[-1]))
+def _merged(state: GlobalState, values: Floats) -> GlobalState:
+    return replace(state, round=state.round + 1, mean=values[:-1], sigma=float(values[-1]))

@@ -109,13 +109,15 @@ class Loopback:
         inner = [f"--supernode={word}" for word in given(self._inner())]
         self.start(name, "fedbpt", "flower", "node", str(config), *given(options), *inner)
 
-    def run(self, app: Path, tell: Callable[[str], None]) -> None:
-        """Run an app, and tell what it prints, until it has ended.
+    def run(self, app: Path, tell: Callable[[str], None], config: Mapping[str, object] | None = None) -> None:
+        """Run an app, with other values of its configuration, and tell what it prints, until it has ended.
 
         Raises:
             LoopbackError: It could not be started.
         """
+        changed = " ".join(f"{key}={value}" for key, value in (config or {}).items())
         command = [_program("flwr"), "run", str(app), _NAME, "--stream"]
+        command += ["--run-config", changed] if changed else []
         with subprocess.Popen(
             command, env=self._environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:

@@ -1,0 +1,144 @@
+"""What the federation adds to the parties' own work.
+
+    python benchmarks/federation.py merge                 # a thousand updates of 500 coordinates, each rule
+    python benchmarks/federation.py floor --nodes 2       # Flower's own time for a message there and back
+
+`floor` runs an app that does nothing with the messages it gets, over TLS and with keys as the demo does; with
+`--party` the same messages go through a party's process and are answered there. Their difference is what this
+package adds to a message.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT, Median, Trimmed, Update
+from fedbpt_api.flower.loopback import Loopback
+
+app = typer.Typer(add_completion=False)
+
+PYPROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "floor"
+version = "1.0.0"
+license = "Apache-2.0"
+description = "Messages there and back."
+dependencies = []
+[tool.hatch.build.targets.wheel]
+packages = ["floor"]
+[tool.flwr.app]
+publisher = "fedbpt"
+[tool.flwr.app.components]
+serverapp = "floor.server:app"
+clientapp = "floor.client:app"
+[tool.flwr.app.config]
+nodes = 2
+messages = 6
+"""
+EMPTY = """
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.query()
+def answer(message, context):
+    return Message(message.content, reply_to=message)
+"""
+CARRIES = "from fedbpt_api.flower.client import client_app\n\napp = client_app()\n"
+SERVER = """
+import time
+
+from flwr.serverapp import ServerApp
+
+from fedbpt_api.federation.envelope import Envelope, seal
+from fedbpt_api.flower.bundle import pack
+from fedbpt_api.flower.server import FlowerGrid
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    ours, wanted = FlowerGrid(grid), context.run_config["nodes"]
+    while len(ours.nodes()) < wanted:
+        time.sleep(0.2)
+    data = pack([seal(Envelope("hello", {}, bytes(2000)))])
+    for _ in range(context.run_config["messages"]):
+        begun = time.monotonic()
+        left = dict(ours.push({node: data for node in ours.nodes()}))
+        while left:
+            for name in ours.pull(list(left)):
+                del left[name]
+            time.sleep(0.1)
+        print(f"MESSAGE {time.monotonic() - begun:.3f}", flush=True)
+"""
+
+
+@app.command()
+def merge(clients: int = 1000, dimension: int = 500, repeats: int = 20) -> None:
+    """Milliseconds of a merge."""
+    rng = np.random.default_rng(0)
+    updates = [
+        Update(f"client{k}", 0, rng.normal(size=dimension), float(rng.random()), (1.0, 0.9), 6, n=32)
+        for k in range(clients)
+    ]
+    rules: list[Aggregator] = [FedBPT(), FedAvg(), Median(), Trimmed()]
+    for rule in rules:
+        state, times = rule.initial(np.zeros(dimension), 1.0), []
+        for _ in range(repeats):
+            begun = time.perf_counter()
+            rule.merge(state, updates)
+            times.append(1000 * (time.perf_counter() - begun))
+        print(f"{rule.name:8} {np.median(times):7.1f} ms (slowest {max(times):.1f})")
+
+
+@app.command()
+def floor(
+    nodes: Annotated[int, typer.Option(help="SuperNodes.")] = 2,
+    messages: Annotated[int, typer.Option(help="One after the other, to all nodes at once.")] = 6,
+    party: Annotated[bool, typer.Option(help="Whether a party's process answers.")] = False,
+) -> None:
+    """Seconds of a message there and back, until the last node has answered."""
+    with tempfile.TemporaryDirectory(prefix="floor-") as name:
+        folder = Path(name)
+        code = folder / "app" / "floor"
+        code.mkdir(parents=True)
+        (folder / "app" / "pyproject.toml").write_text(PYPROJECT)
+        for file, text in (("__init__", ""), ("server", SERVER), ("client", CARRIES if party else EMPTY)):
+            (code / f"{file}.py").write_text(text)
+        (folder / "texts.jsonl").write_text('{"text": "a", "label": "b"}\n')
+        lines: list[str] = []
+        with Loopback(folder / "link") as net:
+            net.link()
+            for number in range(nodes):
+                key = net.register(f"node{number}")
+                if party:
+                    config = folder / f"node{number}.toml"
+                    config.write_text(
+                        f'name = "node{number}"\nfolder = "kept{number}"\ntrain = "texts.jsonl"\n'
+                    )
+                    net.party(f"node{number}", config, key)
+                else:
+                    net.node(f"node{number}", key, {"party": "none"})
+            net.run(folder / "app", lines.append, {"nodes": nodes, "messages": messages})
+    found = [float(m[1]) for line in lines if (m := re.match(r"MESSAGE (\S+)", line))]
+    if len(found) < messages:
+        raise SystemExit("\n".join(lines))
+    shown = ", ".join(f"{seconds:.1f}" for seconds in found)
+    print(f"{nodes} nodes{', parties' if party else ''}: median {np.median(found):.2f} s ({shown})")
+
+
+if __name__ == "__main__":
+    app()
