@@ -165,21 +165,20 @@ def cma_step(state: GlobalState, samples: Floats, sigma: float) -> GlobalState:
     """
     count, d = samples.shape
     k = constants(d, count)
-    covariance = np.eye(d) if state.covariance is None else state.covariance
+    axes, scales = principal(state.covariance, d)
     path_sigma = np.zeros(d) if state.path_sigma is None else state.path_sigma
     path_c = np.zeros(d) if state.path_c is None else state.path_c
     generation = state.generation + 1
 
-    whiten = inverse_root(covariance)  # C^(-1/2)
     steps = (samples - state.mean) / sigma  # y_i, tutorial (39)
-    lengths = np.linalg.norm(steps @ whiten, axis=1)
+    turned = steps if axes is None else (steps @ axes) * scales  # C^(-1/2) y_i, along the axes
+    lengths = np.sqrt(np.einsum("kd,kd->k", turned, turned))
     steps = steps / np.maximum(1.0, lengths / k.longest)[:, None]  # pycma clips what it did not draw
     shift = k.weights @ steps  # <y>_w, tutorial (41)
 
+    white = shift if axes is None else axes @ (scales * (axes.T @ shift))  # C^(-1/2) <y>_w
     # Step-size path, tutorial (43).
-    path_sigma = (1 - k.c_sigma) * path_sigma + math.sqrt(k.c_sigma * (2 - k.c_sigma) * k.mu_eff) * (
-        whiten @ shift
-    )
+    path_sigma = (1 - k.c_sigma) * path_sigma + math.sqrt(k.c_sigma * (2 - k.c_sigma) * k.mu_eff) * white
     # The rank-one update stalls while the step-size path is long (h_sigma); pycma's form of the test.
     scale = 1 - (1 - k.c_sigma) ** (2 * generation)
     moves = float(path_sigma @ path_sigma) / scale / d - 1 < 1 + 4 / (d + 1)
@@ -189,11 +188,9 @@ def cma_step(state: GlobalState, samples: Floats, sigma: float) -> GlobalState:
         path_c = path_c + math.sqrt(k.c_c * (2 - k.c_c) * k.mu_eff) * shift
     # Covariance, tutorial (47): rank one, rank µ, and the variance that a stalled path lacks.
     decay = k.c_1 * (1.0 if moves else 1 - k.c_c * (2 - k.c_c))
-    covariance = (
-        (1 - decay - k.c_mu) * covariance
-        + k.c_1 * np.outer(path_c, path_c)
-        + k.c_mu * (steps.T * k.weights) @ steps
-    )
+    weighed = steps * np.sqrt(k.c_mu * k.weights)[:, None]
+    covariance = weighed.T @ weighed + k.c_1 * np.outer(path_c, path_c)
+    covariance += (1 - decay - k.c_mu) * (np.eye(d) if state.covariance is None else state.covariance)
     # Step size, tutorial (44); pycma limits the change to a factor e.
     change = (float(np.linalg.norm(path_sigma)) / k.chi - 1) * k.c_sigma / k.damping
     return replace(
@@ -207,9 +204,14 @@ def cma_step(state: GlobalState, samples: Floats, sigma: float) -> GlobalState:
     )
 
 
-def inverse_root(covariance: Floats) -> Floats:
-    """C^(-1/2) of a symmetric positive definite C, shape [d, d]."""
-    values, vectors = np.linalg.eigh(covariance)
-    values = np.maximum(values, MIN_EIGENVALUE * values[-1])
-    root: Floats = (vectors / np.sqrt(values)) @ vectors.T
-    return root
+def principal(covariance: Floats | None, d: int) -> tuple[Floats | None, Floats]:
+    """C^(-1/2) as axes and scales: C^(-1/2) = axes diag(scales) axes'.
+
+    Args:
+        covariance: A symmetric positive definite C, shape [d, d]; None for the identity, which has no axes.
+        d: Its dimension.
+    """
+    if covariance is None:
+        return None, np.ones(d)
+    values, axes = np.linalg.eigh(covariance)
+    return axes, 1 / np.sqrt(np.maximum(values, MIN_EIGENVALUE * values[-1]))
