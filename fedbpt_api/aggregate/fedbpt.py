@@ -171,9 +171,9 @@ def cma_step(state: GlobalState, samples: Floats, sigma: float) -> GlobalState:
     generation = state.generation + 1
 
     steps = (samples - state.mean) / sigma  # y_i, tutorial (39)
-    turned = steps if axes is None else (steps @ axes) * scales  # C^(-1/2) y_i, along the axes
+    turned = steps if axes is None else steps @ (axes * scales)  # C^(-1/2) y_i, along the axes
     lengths = np.sqrt(np.einsum("kd,kd->k", turned, turned))
-    steps = steps / np.maximum(1.0, lengths / k.longest)[:, None]  # pycma clips what it did not draw
+    steps /= np.maximum(1.0, lengths / k.longest)[:, None]  # pycma clips what it did not draw
     shift = k.weights @ steps  # <y>_w, tutorial (41)
 
     white = shift if axes is None else axes @ (scales * (axes.T @ shift))  # C^(-1/2) <y>_w
