@@ -51,9 +51,8 @@ class Responder:
         self._client = client
         self._turn = asyncio.Lock()
         self._life = life or secrets.token_hex(8)
-        self._before = {part: dict.fromkeys(spent, 0) for part, spent in self._totals().items()}
-        if not life:
-            self._before = self._totals()
+        totals = self._totals()
+        self._before = {part: dict.fromkeys(spent, 0) for part, spent in totals.items()} if life else totals
         self._fits: dict[str, ClientFit] = {}
         self._round: tuple[PromptSpace, Plan, Reference] | None = None
 

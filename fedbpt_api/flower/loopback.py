@@ -9,7 +9,6 @@ import contextlib
 import datetime
 import ipaddress
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedbpt_api.errors import FedbptError
-from fedbpt_api.flower.switches import quiet
+from fedbpt_api.flower.switches import program_of, quiet
 
 HOST: Final = "127.0.0.1"
 _NAME: Final = "loopback"  # of the connection in Flower's configuration
@@ -116,7 +115,7 @@ class Loopback:
             LoopbackError: It could not be started.
         """
         changed = " ".join(f"{key}={value}" for key, value in (config or {}).items())
-        command = [_program("flwr"), "run", str(app), _NAME, "--stream"]
+        command = [program_of("flwr"), "run", str(app), _NAME, "--stream"]
         command += ["--run-config", changed] if changed else []
         with subprocess.Popen(
             command, env=self._environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -137,7 +136,7 @@ class Loopback:
             LoopbackError: It failed.
         """
         done = subprocess.run(
-            [_program("flwr"), *arguments],
+            [program_of("flwr"), *arguments],
             env=self._environment(),
             capture_output=True,
             text=True,
@@ -155,7 +154,7 @@ class Loopback:
         logs.mkdir(exist_ok=True)
         with (logs / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [_program(program), *words],
+                [program_of(program), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -297,19 +296,6 @@ def _secret(path: Path, data: bytes) -> None:
     """Write a file that only its owner may read."""
     path.touch(mode=0o600)
     path.write_bytes(data)
-
-
-def _program(name: str) -> str:
-    """Where a command of this environment is.
-
-    Raises:
-        LoopbackError: Flower is not installed here.
-    """
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        raise LoopbackError(f"there is no {name} here", 'pip install "fedbpt-api[flower]"')
-    return found
 
 
 def _signal(process: subprocess.Popen[bytes], how: signal.Signals) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from filelock import FileLock, Timeout
 from fedbpt_api.errors import FedbptError, RunFolderError
 from fedbpt_api.federation.host import Host
 from fedbpt_api.flower.node import listen
-from fedbpt_api.flower.switches import quiet
+from fedbpt_api.flower.switches import program_of, quiet
 from fedbpt_api.run.node import NodeSettings, open_task
 
 _LONGEST = 100  # bytes of a socket's path that every system takes
@@ -42,8 +41,7 @@ class Link:
 
     def command(self, party: Path) -> list[str]:
         """What starts the SuperNode of a party that listens there."""
-        beside = Path(sys.executable).with_name("flower-supernode")
-        words = [str(beside) if beside.exists() else "flower-supernode", "--superlink", self.address]
+        words = [program_of("flower-supernode"), "--superlink", self.address]
         if self.certificates is not None:
             words += ["--root-certificates", str(self.certificates)]
         if self.key is not None:

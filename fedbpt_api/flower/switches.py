@@ -1,10 +1,15 @@
-"""Flower's switches: nothing is reported, looked up or installed during a run, unless you say so."""
+"""Flower's programs and switches: nothing is reported or installed during a run, unless you say so."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
+
+from fedbpt_api.errors import FedbptError
 
 QUIET: Final = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -19,3 +24,16 @@ QUIET: Final = {
 def quiet(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """An environment in which Flower is quiet: `environment`, or this process's own, and `QUIET`."""
     return {**QUIET, **(os.environ if environment is None else environment)}
+
+
+def program_of(name: str) -> str:
+    """Where a command of this environment is.
+
+    Raises:
+        FedbptError: Flower is not installed here.
+    """
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise FedbptError(f"there is no {name} here", 'pip install "fedbpt-api[flower]"')
+    return found

@@ -194,8 +194,7 @@ class Assessor:
         """What all clients say of a prompt."""
         joined = isinstance(prompt, Ensemble)
         if fixed is None:
-            fits = await self.sides(prompt)
-            verbalizer, report = await self.fitted(list(fits.got.values()), self.settings.verbalizer.kind)
+            verbalizer, report = await self.fit(prompt, self.settings.verbalizer.kind)
             train = {name: Sums(n, loss) for name, (n, loss) in report.held_out.items()}
         else:
             verbalizer = fixed
@@ -327,9 +326,12 @@ class Assessor:
         need_quorum(answers, len(clients), federation.quorum)
         return answers
 
-    async def sides(self, prompt: Asked, names: Collection[str] | None = None) -> Answers[Answering]:
-        """The clients' sides of a fit for a prompt."""
-        return await self.ask(lambda client: client.fit(prompt, self.parties.groups), names)
+    async def fit(
+        self, prompt: Asked, kind: Kind, names: Collection[str] | None = None
+    ) -> tuple[Verbalizer, FitReport]:
+        """A verbalizer for a prompt, on the training texts of all clients or of those named."""
+        fits = await self.ask(lambda client: client.fit(prompt, self.parties.groups), names)
+        return await self.fitted(list(fits.got.values()), kind)
 
     async def fitted(self, fits: Sequence[Answering], kind: Kind) -> tuple[Verbalizer, FitReport]:
         """A verbalizer over these clients; one that fails, or whose numbers cannot be, is left out.

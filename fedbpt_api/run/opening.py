@@ -15,7 +15,7 @@ from fedbpt_api.run.prices import price_of
 from fedbpt_api.run.stored import Shelves, scope_of
 from fedbpt_api.scoring.backend import Backend
 from fedbpt_api.scoring.budget import Budget, Limits
-from fedbpt_api.scoring.encode import EncodedText, Encoder, longest
+from fedbpt_api.scoring.encode import EncodedText, Encoder
 from fedbpt_api.scoring.facts import Facts, Remembering, known_info
 from fedbpt_api.scoring.journal import Journal, secret_of
 from fedbpt_api.scoring.scorer import Scorer
@@ -56,7 +56,6 @@ async def open_parties(
         backend, trie = parties.backend, parties.trie
         own = {client.name: client for client in settings.clients}
         problems: list[str] = []
-        rooms: list[int] = []
         for number, data in enumerate(task.clients, start=first):
             mine = own.get(data.name)
             served, its_shelf = backend, shelf
@@ -70,7 +69,6 @@ async def open_parties(
             encoder = Encoder(served, task.template, task.label_words)
             sets = {part: await encoder.labelled(rows, part) for part, rows in data.parts()}
             texts: dict[str, tuple[EncodedText, ...]] = {p: encoded.texts for p, encoded in sets.items()}
-            rooms.append(served.info.context - longest(list(texts.values())))
             for name, encoded_texts in texts.items():
                 where = f"clients.{data.name}.{name}"
                 problems += _too_long(encoded_texts, where, served.info.context, longest_prompt)
@@ -88,7 +86,7 @@ async def open_parties(
                 f"price: the files of prices name several currencies ({', '.join(sorted(currencies))})",
                 "convert the prices to one",
             )
-        parties.room = min(rooms)
+        parties.room = min(client.info.context - client.longest for client in parties.local)
         if keep.folder is not None:
             for number, (client, secret) in enumerate(zip(parties.local, secrets, strict=True)):
                 place = keep.folder / f"scores-{number}.journal"

@@ -164,16 +164,13 @@ class Parties:
     def start(self) -> None:
         """Start the clocks; where answers are on disk already, they stand until something new is asked."""
         journals = [journal for journal in self.journals if not journal.counted]
-        for client, journal in zip(self.clients, self.journals, strict=False):
-            if journal.counted:
-                client.budget.settle(Usage(), journal.past.paid)
         standing = any(journal.ended is not None or len(journal.past) for journal in journals)
         reached = max((journal.past.seconds for journal in journals), default=0.0)
         self.budget.start(standing=standing, reached=reached)
         for client in self.clients:
             client.budget.start(standing=standing)
-        for client, journal in zip(self.clients, journals, strict=False):
-            client.budget.settle(Usage(), journal.past.lost)
+        for client, journal in zip(self.clients, self.journals, strict=False):
+            client.budget.settle(Usage(), journal.past.paid if journal.counted else journal.past.lost)
 
 
 @dataclass(frozen=True, slots=True)

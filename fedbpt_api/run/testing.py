@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,13 +36,9 @@ async def compared(assessor: Assessor) -> list[Contestant]:
         if ids not in assessor.known:
             return []  # the budget ended before it was judged
         name, judged = "start" if number == 1 else f"prompt {number}", assessor.known[ids]
-
-        async def biased() -> Verbalizer:
-            fits = await assessor.sides(ids, judged.train)
-            return (await assessor.fitted(list(fits.got.values()), "bias"))[0]
-
-        again = [assessor.refit(judged)] if number == 1 and judged.dev_sums.n else []
-        bias, *refitted = await side_by_side([biased(), *again])
+        work: list[Coroutine[Any, Any, Any]] = [assessor.fit(ids, "bias", judged.train)]
+        work += [assessor.refit(judged)] if number == 1 and judged.dev_sums.n else []
+        (bias, _), *refitted = await side_by_side(work)
         return [
             Contestant(name, ids, words),
             Contestant(f"{name}+bias", ids, bias),

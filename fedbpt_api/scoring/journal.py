@@ -106,7 +106,7 @@ class Past:
     @property
     def scored(self) -> int:
         """Scored examples that the answers cost."""
-        return sum(head.usage.scored for head in self._heads)
+        return self.paid.scored
 
     @property
     def paid(self) -> Usage:

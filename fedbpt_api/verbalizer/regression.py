@@ -70,20 +70,6 @@ def penalty(shares: Floats, n: int, *, scaled: bool, weighted: bool) -> tuple[Fl
     return weight, np.eye(labels + 1)[0]
 
 
-def text_losses(rows: Floats, labels: Ints, thetas: Floats) -> Floats:
-    """Cross-entropy of n texts under M models.
-
-    Args:
-        rows: The design, shape [n, C, p].
-        labels: Shape [n].
-        thetas: Shape [M, p].
-
-    Returns:
-        Shape [M, n].
-    """
-    return -_logprobs(rows, thetas)[:, np.arange(len(labels)), labels]
-
-
 def loss_and_gradient(rows: Floats, labels: Ints, theta: Floats) -> tuple[float, Floats]:
     """The summed loss of n texts, and its gradient [p]."""
     errors, losses = _errors(rows, labels, theta)
@@ -93,7 +79,7 @@ def loss_and_gradient(rows: Floats, labels: Ints, theta: Floats) -> tuple[float,
 def curvature(rows: Floats, theta: Floats) -> Floats:
     """Second derivatives of the summed loss of all texts, shape [p, p]."""
     n, c, p = rows.shape
-    shares = np.exp(_logprobs(rows, theta[None]))[0]
+    shares = np.exp(_logprobs(rows, theta))
     flat = rows.reshape(n * c, p)
     means = (shares[:, :, None] * rows).sum(axis=1)
     result: Floats = (flat * shares.reshape(n * c, 1)).T @ flat - means.T @ means
@@ -138,14 +124,14 @@ def left_out(rows: Floats, labels: Ints, theta: Floats, second: Floats, pull: Fl
 
 def _errors(rows: Floats, labels: Ints, theta: Floats) -> tuple[Floats, Floats]:
     """Predicted shares less the true ones [n, C], and losses [n]."""
-    logprobs, every = _logprobs(rows, theta[None])[0], np.arange(len(labels))
+    logprobs, every = _logprobs(rows, theta), np.arange(len(labels))
     errors = np.exp(logprobs)
     errors[every, labels] -= 1.0
     return errors, -logprobs[every, labels]
 
 
-def _logprobs(rows: Floats, thetas: Floats) -> Floats:
-    """Label log-probabilities, shape [M, n, C]."""
+def _logprobs(rows: Floats, theta: Floats) -> Floats:
+    """Label log-probabilities, shape [n, C]."""
     n, c, p = rows.shape
-    logits = (thetas @ rows.reshape(n * c, p).T).reshape(len(thetas), n, c)
-    return logits - log_sum(logits)
+    logits = (theta @ rows.reshape(n * c, p).T).reshape(n, c)
+    return np.array(logits - log_sum(logits))
