@@ -173,12 +173,10 @@ class Tuner:
                 lambda: self._stopping,
             )
             return await LOOPS[self.settings.search.algorithm](self._searching)
-        except BudgetSpent:
+        except (BudgetSpent, Stopped) as end:
             if assessor.known and not self._rounds:  # it ended among the starting prompts
                 self._add_round(self._record(clock, assessor.best(), None, self.settings.search.sigma))
-            return "budget"
-        except Stopped:
-            return "cancelled"
+            return "budget" if isinstance(end, BudgetSpent) else "cancelled"
 
     async def _words_of_search(self, parties: Parties) -> Codebook:
         return await parties.facts.remember(
