@@ -22,6 +22,7 @@ import numpy.typing as npt
 from fedbpt_api.aggregate.state import Floats, GlobalState, Update, check_updates, weighted_average
 
 SigmaRule = Literal["paper", "reference"]
+Axes = tuple[Floats | None, Floats]
 
 MIN_ANSWERS: Final = 3
 """Answers from which a step of CMA-ES is made; with fewer, the searches are averaged."""
@@ -68,16 +69,17 @@ class FedBPT:
         answers = check_updates(state, updates)
         if len(answers) < MIN_ANSWERS:
             mean, sigma = weighted_average(answers)
-            return replace(state, round=state.round + 1, mean=mean, sigma=self._bounded(state, sigma))
+            return replace(state, round=state.round + 1, mean=mean, sigma=self.bounded(state, sigma))
         # Clients are ranked by loss; the name decides between equal losses.
         ranked = sorted(answers, key=lambda update: (update.loss, update.client))
         before = corrected_sigma(ranked, self.sigma_rule)
         after = cma_step(state, np.stack([update.mean for update in ranked]), before)
         # Only the ratio of the server's change is carried to the clients' step size (paper's code).
         ratio = after.server_sigma / before
-        return replace(after, round=state.round + 1, sigma=self._bounded(state, ratio * state.sigma))
+        return replace(after, round=state.round + 1, sigma=self.bounded(state, ratio * state.sigma))
 
-    def _bounded(self, state: GlobalState, sigma: float) -> float:
+    def bounded(self, state: GlobalState, sigma: float) -> float:
+        """A step size for clients, within floor and ceiling."""
         return min(max(sigma, self.floor * state.sigma0), self.ceiling * state.sigma0)
 
 
@@ -165,18 +167,52 @@ def cma_step(state: GlobalState, samples: Floats, sigma: float) -> GlobalState:
     """
     count, d = samples.shape
     k = constants(d, count)
-    axes, scales = principal(state.covariance, d)
+    steps, axes = clipped_steps(state, samples, sigma, k.longest)
+    weighed = steps * np.sqrt(k.weights)[:, None]
+    return cma_from_sums(state, count, sigma, k.weights @ steps, weighed.T @ weighed, axes)
+
+
+def clipped_steps(state: GlobalState, samples: Floats, sigma: float, longest: float) -> tuple[Floats, Axes]:
+    """Steps y_i = (x_i - m) / sigma of tutorial (39), shape [K, d], those that are too long shortened.
+
+    Args:
+        state: Its mean and covariance.
+        samples: Points x_i, shape [K, d].
+        sigma: Unit of the steps.
+        longest: Length in units of C^(1/2) from which a step is shortened: pycma clips what it did not draw.
+
+    Returns:
+        The steps; and `principal` of the covariance, which `cma_from_sums` needs too.
+    """
+    axes, scales = principal(state.covariance, state.dimension)
+    steps = (samples - state.mean) / sigma
+    turned = steps if axes is None else steps @ (axes * scales)  # C^(-1/2) y_i, along the axes
+    lengths = np.sqrt(np.einsum("kd,kd->k", turned, turned))
+    steps /= np.maximum(1.0, lengths / longest)[:, None]
+    return steps, (axes, scales)
+
+
+def cma_from_sums(
+    state: GlobalState, count: int, sigma: float, shift: Floats, square: Floats, axes: Axes | None = None
+) -> GlobalState:
+    """The update of `cma_step` from sums over the samples.
+
+    Args:
+        state: As for `cma_step`.
+        count: Samples, K.
+        sigma: As for `cma_step`.
+        shift: Sum of w_i y_i over the clipped steps, shape [d].
+        square: Sum of w_i y_i y_i', shape [d, d].
+        axes: `principal` of the state's covariance, where it is known already.
+    """
+    d = state.dimension
+    k = constants(d, count)
+    turn, scales = axes or principal(state.covariance, d)
     path_sigma = np.zeros(d) if state.path_sigma is None else state.path_sigma
     path_c = np.zeros(d) if state.path_c is None else state.path_c
     generation = state.generation + 1
 
-    steps = (samples - state.mean) / sigma  # y_i, tutorial (39)
-    turned = steps if axes is None else steps @ (axes * scales)  # C^(-1/2) y_i, along the axes
-    lengths = np.sqrt(np.einsum("kd,kd->k", turned, turned))
-    steps /= np.maximum(1.0, lengths / k.longest)[:, None]  # pycma clips what it did not draw
-    shift = k.weights @ steps  # <y>_w, tutorial (41)
-
-    white = shift if axes is None else axes @ (scales * (axes.T @ shift))  # C^(-1/2) <y>_w
+    white = shift if turn is None else turn @ (scales * (turn.T @ shift))  # C^(-1/2) <y>_w, tutorial (41)
     # Step-size path, tutorial (43).
     path_sigma = (1 - k.c_sigma) * path_sigma + math.sqrt(k.c_sigma * (2 - k.c_sigma) * k.mu_eff) * white
     # The rank-one update stalls while the step-size path is long (h_sigma); pycma's form of the test.
@@ -188,8 +224,7 @@ def cma_step(state: GlobalState, samples: Floats, sigma: float) -> GlobalState:
         path_c = path_c + math.sqrt(k.c_c * (2 - k.c_c) * k.mu_eff) * shift
     # Covariance, tutorial (47): rank one, rank µ, and the variance that a stalled path lacks.
     decay = k.c_1 * (1.0 if moves else 1 - k.c_c * (2 - k.c_c))
-    weighed = steps * np.sqrt(k.c_mu * k.weights)[:, None]
-    covariance = weighed.T @ weighed + k.c_1 * np.outer(path_c, path_c)
+    covariance = k.c_mu * square + k.c_1 * np.outer(path_c, path_c)
     covariance += (1 - decay - k.c_mu) * (np.eye(d) if state.covariance is None else state.covariance)
     # Step size, tutorial (44); pycma limits the change to a factor e.
     change = (float(np.linalg.norm(path_sigma)) / k.chi - 1) * k.c_sigma / k.damping
@@ -204,7 +239,7 @@ def cma_step(state: GlobalState, samples: Floats, sigma: float) -> GlobalState:
     )
 
 
-def principal(covariance: Floats | None, d: int) -> tuple[Floats | None, Floats]:
+def principal(covariance: Floats | None, d: int) -> Axes:
     """C^(-1/2) as axes and scales: C^(-1/2) = axes diag(scales) axes'.
 
     Args:

@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal, Self
 
 import numpy as np
 import orjson
@@ -43,7 +43,6 @@ MOST_FAILURES: Final = 10
 
 _Rounds = tuple[PromptSpace, Plan, Reference]
 _PLAIN, _SCATTER = (encode(AskMoments(scatter)) for scatter in (False, True))  # what fits begin with
-_MOST_PAIRS = 500  # words of a party's sums
 
 
 @dataclass
@@ -63,6 +62,7 @@ class RemoteParty:
     account: Account
     introduction: bytes = b""
     deadline: float | None = None
+    most_pairs: ClassVar[int] = 500  # words of a party's sums
     _words: Ids = ()
     _introduced: bool = True
     _failures: int = 0
@@ -73,8 +73,13 @@ class RemoteParty:
 
     @classmethod
     async def reach(
-        cls, exchange: Exchange, run: Budget, task: bytes | None = None, deadline: float | None = None
-    ) -> RemoteParty:
+        cls,
+        exchange: Exchange,
+        run: Budget,
+        task: bytes | None = None,
+        deadline: float | None = None,
+        name: str = "",
+    ) -> Self:
         """Tell a party its task, and ask it what it is.
 
         Args:
@@ -82,12 +87,18 @@ class RemoteParty:
             run: The run's budget.
             task: The envelope that tells the task (`federation.host`); None where it knows.
             deadline: Seconds that it has for an answer within a fit.
+            name: What it is called, where that is known.
 
         Raises:
-            FedbptError: It does not answer, or something else.
+            FedbptError: It does not answer, or something else; it cannot take part, or has another name.
         """
         introduction = task or seal(Envelope("facts", {}))
-        facts = await _introduced(exchange, introduction)
+        try:
+            facts = await _introduced(exchange, introduction)
+        except FedbptError as error:
+            raise FedbptError(f"{name}: {error.message}" if name else error.message, error.hint) from error
+        if name and facts.name != name:
+            raise FedbptError(f"{name} calls itself {facts.name} now")
         return cls(
             facts, exchange, Account(facts.name, Budget(Limits(scored=facts.limit), run)), introduction
         )
@@ -148,7 +159,7 @@ class RemoteParty:
 
     async def word_sums(self, prompt: Ids) -> tuple[tuple[int, float], ...]:
         answer = await self._ask("word sums", {"prompt": list(prompt)}, self._inputs(self.n_train))
-        return plain.to_pairs(answer.fields.get("pairs"), _MOST_PAIRS)
+        return plain.to_pairs(answer.fields.get("pairs"), self.most_pairs)
 
     async def write(self, jobs: Sequence[Job], judge: Reference) -> tuple[Line, ...]:
         fields = {"jobs": [plain.of_job(job) for job in jobs], "judge": plain.of_reference(judge)}

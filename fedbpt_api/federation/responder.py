@@ -20,6 +20,7 @@ from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.envelope import Envelope, opened, seal
 from fedbpt_api.federation.facts import Facts
 from fedbpt_api.federation.forgotten import Forgotten
+from fedbpt_api.federation.hidden import Hidden
 from fedbpt_api.federation.local_search import Plan, Reference
 from fedbpt_api.federation.messages import Broadcast, MessageError, decode_state, encode_update
 from fedbpt_api.federation.tally import Contestant
@@ -44,10 +45,14 @@ class Responder:
         tokens: What stands for the label words at its server.
         life: Since when it tells what it has spent, where the client's budget goes on from an earlier
             process; else since now.
+        hidden: Masks its answers, where the server is to see nothing but sums.
     """
 
-    def __init__(self, client: Client, tokens: Ids = (), life: str = "") -> None:
+    def __init__(
+        self, client: Client, tokens: Ids = (), life: str = "", hidden: Hidden | None = None
+    ) -> None:
         self._tokens = tokens
+        self._hidden = hidden
         self._client = client
         self._turn = asyncio.Lock()
         self._life = life or secrets.token_hex(8)
@@ -81,6 +86,7 @@ class Responder:
                 if share is not None:
                     share.limits = Limits(share.spent.scored + _grant(question.fields))
                 reply = await self._question(question.kind, question.fields, question.body)()
+                reply = self._hidden.hide(question, reply) if self._hidden is not None else reply
             except BudgetSpent as end:
                 reply = Envelope("spent", {"cap": end.cap, "own": end.own})
             except Stopped:
@@ -111,12 +117,18 @@ class Responder:
         Raises:
             MessageError: It is no question, or does not fit this party.
         """
-        client = self._client
+        client, hidden = self._client, self._hidden
         if kind in _ON_WORDS and not client.scorer.words:
             raise Forgotten(f"{client.name} was started again")
         match kind:
             case "facts":
                 return self._facts
+            case "keys" if hidden is not None:
+                return partial(_at_once, hidden.keys)
+            case "peers" if hidden is not None:
+                return partial(_at_once, partial(hidden.peers, fields))
+            case "weighed" if hidden is not None:
+                return partial(_at_once, partial(hidden.weighed, fields, body))
             case "words":
                 words = plain.to_ids(fields["words"])
                 if not 0 < len(words) <= client.info.max_words:
@@ -240,6 +252,8 @@ class Responder:
 
     async def _search(self, broadcast: Broadcast, rounds: tuple[PromptSpace, Plan, Reference]) -> Envelope:
         searched = await self._client.search(broadcast, *rounds)
+        if self._hidden is not None:
+            return self._hidden.scalars(broadcast, searched)
         told = {"distinct": searched.distinct, "spent": searched.spent, "moved": searched.moved}
         return Envelope("update", told, encode_update(searched.update))
 
@@ -249,6 +263,11 @@ class Responder:
 
     async def _test(self, contestants: Sequence[Contestant], common: int) -> Envelope:
         return Envelope("tally", plain.of_tally(await self._client.test(contestants, common)))
+
+
+async def _at_once(answer: Callable[[], Envelope]) -> Envelope:
+    """An answer that nothing is waited for."""
+    return answer()
 
 
 def discreet(error: FedbptError | TimeoutError) -> FedbptError:

@@ -13,6 +13,7 @@ import numpy as np
 from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT, Median, Trimmed
 from fedbpt_api.federation.local_search import Plan, Reference
 from fedbpt_api.federation.runtime import Round, Rules, ask_all, sample, search_round
+from fedbpt_api.federation.summed_round import SummedParty, summed_round
 from fedbpt_api.methods.searching import Searching, Stop
 from fedbpt_api.prompts.space import PromptSpace
 from fedbpt_api.run.assess import Assessment
@@ -56,7 +57,11 @@ async def around(run: Searching, centre: Assessment, space: PromptSpace) -> Stop
             return "cap"
         clock = run.meter()
         asked = sample(run.parties.clients, rules.participation, run.settings.seed, state.round)
-        merged = await search_round(asked, state, aggregator, space, plan, reference, rules)
+        together = asked[0]
+        if isinstance(together, SummedParty):
+            merged = await summed_round(together, state, aggregator, space, plan, reference)
+        else:
+            merged = await search_round(asked, state, aggregator, space, plan, reference, rules)
         state = merged.state
         shown, ended = run.assessor.best(), merged.spent
         try:
@@ -88,9 +93,9 @@ def aggregator_of(federation: FederationSettings) -> Aggregator:
 
 async def _proposals(run: Searching, merged: Round, most: int) -> list[Floats]:
     """Some clients' best candidates, the clients taking turns."""
-    names = sorted(merged.searched)
+    names = sorted({client.name for client in run.parties.clients} & set(merged.searched))
     wanted = min(most, len(names))
-    first = merged.state.round * wanted
+    first = merged.state.round * wanted  # none where only sums are told
     turn = [names[(first + i) % len(names)] for i in range(wanted)]
     asked = [client for client in run.parties.clients if client.name in turn]
     answers = await ask_all(asked, lambda client: client.proposal(), run.settings.federation.timeout)

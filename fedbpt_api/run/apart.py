@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from fedbpt_api.errors import ConfigError, FedbptError, RunFolderError
-from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.host import task_envelope
 from fedbpt_api.federation.recorded import Records
-from fedbpt_api.federation.remote import Exchange, RemoteParty
+from fedbpt_api.federation.remote import Exchange
 from fedbpt_api.prompts.tuned import read_json, write_json
 from fedbpt_api.run.config import Settings
+from fedbpt_api.run.enclosed import outside_problems, reached
 from fedbpt_api.run.opening import Opening, facts_of
 from fedbpt_api.run.parties import Keep, Parties, PartiesOpener
 from fedbpt_api.run.public import public_of
@@ -24,11 +24,6 @@ from fedbpt_api.task import Task
 Find = Callable[[tuple[str, ...]], Awaitable[Mapping[str, Exchange]]]
 """Finds parties by their names; without names, all that there are to be."""
 
-LOCAL = {
-    "calibration": "contextual calibration asks a party's server itself",
-    "in-context": "it shows parties' texts",
-}
-"""Searches that cannot be run from outside, and why."""
 _LIMIT = 1_000_000  # bytes
 _NAME = re.compile(PARTY_NAME)
 
@@ -39,7 +34,7 @@ def opener(find: Find) -> PartiesOpener:
     async def open_apart(settings: Settings, task: Task, stopping: Callable[[], bool], keep: Keep) -> Parties:
         if keep.folder is None:
             raise RunFolderError("parties behind a network need a run folder", "name one")
-        problems = apart_problems(settings)
+        problems = outside_problems(settings)
         if problems:
             raise ConfigError(problems)
         run, names = _known(keep.folder)
@@ -56,14 +51,10 @@ def opener(find: Find) -> PartiesOpener:
             parties, _, longest_prompt = await opening.server(task, stopping, [])
             parties.apart, parties.closing = True, records.close
             public = public_of(settings)
-            tasks = [task_envelope(run, number, public) for number in range(len(names))]
-            kept = [records.of(name, exchanges[name]) for name in names]
-            work = [
-                _reach(*told, parties, settings.federation.timeout)
-                for told in zip(names, kept, tasks, strict=True)
-            ]
+            tasks = {name: task_envelope(run, number, public) for number, name in enumerate(names)}
+            kept = {name: records.of(name, exchanges[name]) for name in names}
             rooms = []
-            for party in await side_by_side(work):
+            for party in await reached(settings, parties, kept, tasks):
                 rooms.append(party.info.context - party.facts.longest)
                 if rooms[-1] < longest_prompt:
                     room = f"{rooms[-1]} tokens for a prompt of {longest_prompt}"
@@ -83,35 +74,6 @@ def opener(find: Find) -> PartiesOpener:
         return parties
 
     return open_apart
-
-
-def apart_problems(settings: Settings) -> list[str]:
-    """What cannot be done with parties behind a network."""
-    problems = []
-    if why := LOCAL.get(settings.search.algorithm):
-        problems.append(f"method: {settings.method} is not for parties behind a network: {why}")
-    if settings.prompt_place == "auto":
-        problems.append("prompt_place: decide it where parties are behind a network: 'before' or 'after'")
-    if settings.prompt_padding != "off":
-        problems.append("prompt_padding: it must be 'off' where parties are behind a network")
-    return problems
-
-
-async def _reach(
-    name: str, exchange: Exchange, task: bytes, parties: Parties, deadline: float | None
-) -> RemoteParty:
-    """Tell a party its task.
-
-    Raises:
-        FedbptError: It cannot take part, or is another than it said.
-    """
-    try:
-        party = await RemoteParty.reach(exchange, parties.budget, task, deadline)
-    except FedbptError as error:
-        raise FedbptError(f"{name}: {error.message}", error.hint) from error
-    if party.name != name:
-        raise FedbptError(f"{name} calls itself {party.name} now")
-    return party
 
 
 def _known(folder: Path) -> tuple[str, tuple[str, ...]]:

@@ -12,6 +12,8 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from fedbpt_api.errors import ConfigError
+from fedbpt_api.federation.hidden import Hidden
+from fedbpt_api.federation.masks import Masks
 from fedbpt_api.federation.messages import MessageError
 from fedbpt_api.federation.responder import Responder
 from fedbpt_api.run.config import build_settings, load_task
@@ -118,4 +120,7 @@ async def open_task(node: NodeSettings, told: Mapping[str, Any]) -> OpenTask:
     (mine,) = parties.local
     mine.budget.parent = Budget()  # its share of the run's, which the server looks after
     parties.start()
-    return OpenTask(parties, Responder(mine, parties.trie.tokens, life=run))
+    hidden = None
+    if settings.privacy.mode == "sums":
+        hidden = Hidden(Masks(mine.name, folder / "peers.json"))
+    return OpenTask(parties, Responder(mine, parties.trie.tokens, life=run, hidden=hidden))

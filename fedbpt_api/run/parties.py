@@ -37,7 +37,7 @@ class Parties:
     """All that a run holds open.
 
     `room` is how many tokens a prompt may have beside every text; `apart` says that parties are behind a
-    network.
+    network; `behind` holds clients of this process that are reached by envelopes only.
     """
 
     backend: Backend
@@ -52,6 +52,7 @@ class Parties:
     word_texts: dict[int, str] = field(default_factory=dict)
     room: int = 0
     apart: bool = False
+    behind: list[Party] = field(default_factory=list)
     closing: Callable[[], None] = lambda: None
     words: Ids = ()
     journals: list[Journal] = field(default_factory=list)
@@ -151,7 +152,7 @@ class Parties:
 
     async def aclose(self) -> None:
         """Give up on what is under way and close everything."""
-        for client in self.clients:
+        for client in (*self.clients, *self.behind):
             await client.aclose()
         await self.shelves.aclose()
         for journal in self.journals:
@@ -169,7 +170,8 @@ class Parties:
         self.budget.start(standing=standing, reached=reached)
         for client in self.clients:
             client.budget.start(standing=standing)
-        for client, journal in zip(self.clients, self.journals, strict=False):
+        for place, journal in enumerate(self.journals):
+            client = self.clients[min(place, len(self.clients) - 1)]
             client.budget.settle(Usage(), journal.past.paid if journal.counted else journal.past.lost)
 
 

@@ -12,7 +12,7 @@ from fedbpt_api.run.schema import Settings
 
 PUBLIC: Final = (
     "seed", "method", "prompts", "template", "prompt_place", "prompt_padding", "labels", "budget", "search",
-    "federation", "verbalizer", "test",
+    "federation", "privacy", "verbalizer", "test",
 )  # fmt: skip
 """Keys of the settings that travel."""
 

@@ -201,6 +201,17 @@ class FederationSettings(Section):
     timeout: PositiveFloat | None = None
 
 
+class PrivacySettings(Section):
+    """What the server may see of a party.
+
+    Attributes:
+        mode: "none": sums over each party's texts. "sums": only what all parties' sums add up to; three
+            parties or more, all of which must answer.
+    """
+
+    mode: Literal["none", "sums"] = "none"
+
+
 class VerbalizerSettings(Section):
     """How word probabilities become label probabilities.
 
@@ -259,6 +270,7 @@ class Settings(Section):
     price: PriceSettings | None = None
     search: SearchSettings = SearchSettings()
     federation: FederationSettings = FederationSettings()
+    privacy: PrivacySettings = PrivacySettings()
     verbalizer: VerbalizerSettings = VerbalizerSettings()
     test: TestSettings = TestSettings()
     cache: CacheSettings = CacheSettings()

@@ -23,13 +23,13 @@ from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run import present
 from fedbpt_api.run.assess import Assessment, Assessor
 from fedbpt_api.run.config import Settings
+from fedbpt_api.run.enclosed import opener_of
 from fedbpt_api.run.ensemble import choose_ensemble
 from fedbpt_api.run.events import Assessed, Event, Finished, Noted, RoundDone, Status, Testing, Warned
 from fedbpt_api.run.folder import RunFolder
 from fedbpt_api.run.inputs import Inputs
 from fedbpt_api.run.layout import settle_layout
 from fedbpt_api.run.meter import Meter, client_record
-from fedbpt_api.run.opening import open_parties
 from fedbpt_api.run.parties import Keep, Parties, PartiesOpener, versions
 from fedbpt_api.run.result import RoundRecord, RunResult
 from fedbpt_api.run.testing import compared, contestants_of, final_test
@@ -64,9 +64,9 @@ class Tuner:
         folder: Path | RunFolder | None = None,
         on_event: Callable[[Event], None] | None = None,
         keep: Keep | None = None,
-        opener: PartiesOpener = open_parties,
+        opener: PartiesOpener | None = None,
     ) -> None:
-        self._opener = opener
+        self._opener = opener or opener_of(settings)
         self.settings = settings
         self.task = task
         if isinstance(folder, Path):

@@ -1,0 +1,119 @@
+"""FedBPT's round where only sums arrive: searches, then weights, then weighed steps (`aggregate.summed`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT, GlobalState, Update, check_updates
+from fedbpt_api.aggregate.summed import Weighing, merged, weighing
+from fedbpt_api.errors import ConfigError
+from fedbpt_api.federation import plain
+from fedbpt_api.federation.forgotten import patiently
+from fedbpt_api.federation.local_search import Plan, Reference, Searched
+from fedbpt_api.federation.messages import Broadcast, decode_state, encode_state
+from fedbpt_api.federation.remote import RemoteParty
+from fedbpt_api.federation.runtime import Round
+from fedbpt_api.federation.together import SIZE
+from fedbpt_api.prompts.space import PromptSpace
+from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.scoring.budget import BudgetSpent
+
+
+class SummedParty(RemoteParty):
+    """Parties behind a `Together`: all of a question fits into the budget, or none of it is asked."""
+
+    most_pairs = SIZE
+
+    def _granted(self, need: int) -> int:
+        left = self._run.left()
+        if left is not None and left < need:
+            raise BudgetSpent("the run")
+        return need
+
+    async def search_together(
+        self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference
+    ) -> dict[str, Searched]:
+        """The searches of all parties, by name; a search's `update.mean` is where it began."""
+        answer = await patiently(lambda: self._search(broadcast, (space, plan, reference)))
+        return {
+            str(name): _searched(str(name), told, broadcast) for name, told in _members(answer.fields).items()
+        }
+
+    async def weigh(
+        self,
+        told: Weighing,
+        state: GlobalState,
+        again: Mapping[str, Any],
+    ) -> Floats:
+        """The sum of what parties weigh; `again` holds the arguments of their search, where one forgot it."""
+        upper = np.triu_indices(state.dimension)
+        body = b"" if state.covariance is None or not told.second else state.covariance[upper].tobytes()
+        fields = {
+            "round": state.round,
+            "weights": told.weights,
+            "sigma": told.sigma,
+            "second": told.second,
+        }
+
+        async def search() -> None:
+            await self.search_together(**again)  # scored before, so it costs nothing
+
+        answer = await patiently(lambda: self._once("weighed", fields, body=body), search)
+        row = np.frombuffer(answer.body, dtype="<f8")
+        return plain.to_floats(row if row.size == told.length(state.dimension) else None)
+
+
+async def summed_round(
+    party: SummedParty,
+    state: GlobalState,
+    aggregator: Aggregator,
+    space: PromptSpace,
+    plan: Plan,
+    reference: Reference,
+) -> Round:
+    """One round: broadcast, local searches, weights, sums, merge.
+
+    Raises:
+        ConfigError: The aggregator needs each client's mean.
+        BudgetSpent: The run's budget, or a party's own, ended.
+    """
+    if not isinstance(aggregator, FedBPT | FedAvg):
+        raise ConfigError(f"federation.aggregator: {aggregator.name} needs each party's mean", "use 'fedbpt'")
+    rule = aggregator if isinstance(aggregator, FedBPT) else None
+    down = encode_state(state)
+    asked = {"broadcast": decode_state(down), "space": space, "plan": plan, "reference": reference}
+    searched = await party.search_together(**asked)  # type: ignore[arg-type]
+    moved = [found.update for found in searched.values() if found.moved]
+    after, up = state, 0
+    if moved:
+        answers = check_updates(state, moved)
+        told = weighing(rule, state, answers)
+        after = merged(rule, state, answers, told, await party.weigh(told, state, asked))
+        up = 8 * told.length(state.dimension)
+    return Round(state=after, searched=searched, missing={}, bytes_up=up, bytes_down=len(down))
+
+
+@plain.reading
+def _members(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    return dict(fields["members"])
+
+
+@plain.reading
+def _searched(name: str, told: Mapping[str, Any], broadcast: Broadcast) -> Searched:
+    """What a party told of its search."""
+    update = Update(
+        client=name,
+        round=plain.whole(told["round"]),
+        mean=broadcast.mean,
+        loss=plain.finite(told["loss"]),
+        step_sizes=tuple(plain.finite(size) for size in told["step_sizes"]),
+        population=plain.whole(told["population"]),
+        n=plain.whole(told["n"]),
+        scored=plain.whole(told["scored"]),
+    )
+    if told["client"] != name or not all(type(told[key]) is bool for key in ("spent", "moved")):
+        raise ValueError(f"{told['client']} for {name}, or no end of a search")
+    return Searched(update, plain.finite(told["distinct"]), told["spent"], told["moved"])

@@ -1,0 +1,95 @@
+"""A run of one process whose parties answer by envelopes only, as they would behind a network.
+
+For the modes of `privacy`: masks and noise are put on where a party's answers leave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from fedbpt_api.errors import ConfigError
+from fedbpt_api.federation.envelope import Envelope, seal
+from fedbpt_api.federation.fanning import side_by_side
+from fedbpt_api.federation.hidden import Hidden
+from fedbpt_api.federation.masks import Masks
+from fedbpt_api.federation.party import Party
+from fedbpt_api.federation.remote import Exchange, RemoteParty
+from fedbpt_api.federation.responder import Responder
+from fedbpt_api.federation.summed_round import SummedParty
+from fedbpt_api.federation.together import Together
+from fedbpt_api.run.config import Settings
+from fedbpt_api.run.opening import open_parties
+from fedbpt_api.run.parties import Keep, Parties, PartiesOpener
+from fedbpt_api.scoring.budget import Budget
+from fedbpt_api.task import Task
+
+LOCAL = {
+    "calibration": "contextual calibration asks a party's server itself",
+    "in-context": "it shows parties' texts",
+}
+"""Searches that cannot be run from outside, and why."""
+
+
+def opener_of(settings: Settings) -> PartiesOpener:
+    """What opens a run's parties in this process."""
+    return open_parties if settings.privacy.mode == "none" else open_enclosed
+
+
+async def open_enclosed(
+    settings: Settings, task: Task, stopping: Callable[[], bool], keep: Keep | None = None
+) -> Parties:
+    """As `open_parties`; every party is reached by envelopes.
+
+    Raises:
+        ConfigError: As there, or what is asked for cannot be asked from outside.
+        FedbptError: As from `reached`.
+    """
+    if problems := outside_problems(settings):
+        raise ConfigError(problems)
+    parties = await open_parties(settings, task, stopping, keep)
+    try:
+        exchanges: dict[str, Exchange] = {}
+        for client in parties.local:
+            client.budget.parent = Budget()  # its share of the run's, which the other side looks after
+            hidden = Hidden(Masks(client.name)) if settings.privacy.mode == "sums" else None
+            exchanges[client.name] = Responder(client, parties.trie.tokens, hidden=hidden).answer
+        tasks = dict.fromkeys(exchanges, seal(Envelope("facts", {})))
+        parties.behind = parties.clients
+        parties.clients = list[Party](await reached(settings, parties, exchanges, tasks))
+    except BaseException:
+        await parties.aclose()
+        raise
+    return parties
+
+
+async def reached(
+    settings: Settings, parties: Parties, exchanges: Mapping[str, Exchange], tasks: Mapping[str, bytes]
+) -> list[RemoteParty]:
+    """Tell parties their tasks, in their order; those whose numbers are only added up become one.
+
+    Raises:
+        FedbptError: One cannot take part, or is another than it said; or they are too few to be added up.
+    """
+    run, deadline = parties.budget, settings.federation.timeout
+    if settings.privacy.mode == "sums":
+        together = Together(exchanges, tasks)
+        return [await SummedParty.reach(together, run, next(iter(tasks.values())), deadline)]
+    work = [RemoteParty.reach(exchanges[name], run, tasks[name], deadline, name) for name in exchanges]
+    return await side_by_side(work)
+
+
+def outside_problems(settings: Settings) -> list[str]:
+    """What cannot be done with parties that are reached by envelopes."""
+    problems = []
+    if why := LOCAL.get(settings.search.algorithm):
+        problems.append(f"method: {settings.method} is not for parties that are asked from outside: {why}")
+    if settings.prompt_place == "auto":
+        problems.append("prompt_place: for parties that are asked from outside, say 'before' or 'after'")
+    if settings.prompt_padding != "off":
+        problems.append("prompt_padding: it must be 'off' for parties that are asked from outside")
+    if settings.privacy.mode == "sums" and settings.federation.aggregator in ("median", "trimmed"):
+        problems.append(
+            f"federation.aggregator: {settings.federation.aggregator} needs each party's mean, and "
+            "privacy.mode = 'sums' hides it"
+        )
+    return problems
