@@ -57,7 +57,7 @@ lock: ## write requirements.lock anew from what the index offers today
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --upgrade pip
 	.venv-lock/bin/python -m pip install --quiet --group dev
-	.venv-lock/bin/python -m pip install --quiet --no-build-isolation -e '.[embedded,flower]'
+	.venv-lock/bin/python -m pip install --quiet --no-build-isolation -e '.[embedded,flower,privacy]'
 	{ echo '# Exact versions of everything in .venv, as constraints for pip. Made by `make lock`; do not edit.'; \
 	  .venv-lock/bin/python -m pip freeze --all --exclude-editable --exclude setuptools; } > requirements.lock
 	rm -rf .venv-lock
@@ -72,7 +72,7 @@ $(PACKAGES): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --upgrade pip
 	$(INSTALL) --group dev
-	$(INSTALL) --no-build-isolation -e '.[embedded,flower]'
+	$(INSTALL) --no-build-isolation -e '.[embedded,flower,privacy]'
 	@touch $@
 
 $(MODEL): $(PACKAGES) backends/fedbpt_backends/models.py backends/fedbpt_backends/requantise.py

@@ -16,6 +16,7 @@ import numpy as np
 from fedbpt_api.errors import BackendError, FedbptError, QuotaError
 from fedbpt_api.federation.local_search import LocalSearch, Plan, Reference, Searched
 from fedbpt_api.federation.messages import Broadcast
+from fedbpt_api.federation.noise import clipped
 from fedbpt_api.federation.tally import Contestant, Ints, Sums, Tally
 from fedbpt_api.prompts.space import Asked, Ids, PromptSpace, members_of
 from fedbpt_api.prompts.written import CHOICES, SHORTEST, Job, Line, write_line
@@ -25,6 +26,7 @@ from fedbpt_api.scoring.encode import EMPTY, EncodedSet, EncodedText, longest
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.verbalizer import ClientFit, Verbalizer, word_sums
 from fedbpt_api.verbalizer.committee import distances
+from fedbpt_api.verbalizer.verbalizer import label_logprobs, normalised
 
 _TOP = 2000  # words of a text's list, from which the word list is chosen
 
@@ -205,22 +207,41 @@ class Client:
         logprobs, exact = await self.scorer.scores(prompt, texts)
         return ClientFit(self.name, logprobs, labels, groups, exact=exact)
 
+    async def label_sums(
+        self, prompt: Asked, groups: Sequence[Sequence[int]], most: float = np.inf
+    ) -> Floats:
+        """Label log-probabilities, each text's centred and shortened to `most`, summed over training texts.
+
+        Args:
+            prompt: The prompt.
+            groups: For each label the columns of its words.
+            most: Largest length of a text's row, in nats.
+
+        Returns:
+            Shape [C].
+        """
+        logprobs, _ = await self.scorer.scores(prompt, self._train.texts)
+        rows = label_logprobs(normalised(logprobs, logprobs.shape[1]), groups)
+        return np.asarray(clipped(rows - rows.mean(axis=1, keepdims=True), most).sum(axis=0))
+
     async def evaluate(
         self,
         prompt: Asked,
         verbalizer: Verbalizer,
         part: Literal["train", "dev"] = "dev",
         repeat: int = 0,
+        most: float = np.inf,
     ) -> Sums:
         """Sums of cross-entropy and correct answers over the development (or training) texts.
 
-        With another `repeat` the server is asked again, for those that do not answer the same twice.
+        With another `repeat` the server is asked again, for those that do not answer the same twice; a text's
+        loss counts for `most` nats at most.
         """
         texts = self._dev if part == "dev" else self._train
         if not len(texts):
             return Sums()
         logprobs, exact = await self.scorer.scores(prompt, texts.texts, repeat)
-        losses = verbalizer.losses(logprobs, texts.labels, exact)
+        losses = np.minimum(verbalizer.losses(logprobs, texts.labels, exact), most)
         right = verbalizer.logits(logprobs, exact).argmax(axis=1) == texts.labels
         return Sums(len(texts), float(losses.sum()), int(right.sum()))
 

@@ -250,8 +250,9 @@ def of_sums(sums: Sums) -> Plain:
 
 @reading
 def to_sums(value: Plain) -> Sums:
-    sums = Sums(whole(value["n"]), finite(value["loss"]), whole(value["correct"]))
-    if sums.correct > sums.n:
+    correct = None if value["correct"] is None else whole(value["correct"])
+    sums = Sums(whole(value["n"]), finite(value["loss"]), correct)
+    if (sums.correct or 0) > sums.n:
         raise ValueError(f"{sums.correct} of {sums.n} texts are correct")
     return sums
 

@@ -194,6 +194,14 @@ class RemoteParty:
         length = plain.to_length(answer.fields.get("plain"), len(answer.body))
         return {_PLAIN: answer.body[:length], _SCATTER: answer.body[length:]}
 
+    async def label_sums(self, prompt: Asked, groups: Sequence[Sequence[int]]) -> Floats:
+        told = {"prompt": plain.of_prompt(prompt), "groups": [list(group) for group in groups]}
+        answer = await self._ask("label sums", told, self._inputs(self.n_train))
+        found = plain.to_floats(answer.fields.get("sums"))
+        if found.shape != (len(groups),):
+            raise MessageError(f"{self.name} does not give a sum for each of {len(groups)} labels")
+        return found
+
     async def evaluate(
         self, prompt: Asked, verbalizer: Verbalizer, part: Literal["train", "dev"] = "dev", repeat: int = 0
     ) -> Sums:

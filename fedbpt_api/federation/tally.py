@@ -21,11 +21,11 @@ RIVALS = (BASELINE, "start+weighted", "start+weighted+dev")
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Sums over a client's texts for one prompt."""
+    """Sums over a client's texts for one prompt; how many are correct is None where that is not told."""
 
     n: int = 0
     loss: float = 0.0
-    correct: int = 0
+    correct: int | None = 0
 
     @property
     def mean_loss(self) -> float:
@@ -33,10 +33,12 @@ class Sums:
 
     @property
     def accuracy(self) -> float:
-        return self.correct / self.n if self.n else float("nan")
+        return self.correct / self.n if self.n and self.correct is not None else float("nan")
 
     def __add__(self, other: Sums) -> Sums:
-        return Sums(self.n + other.n, self.loss + other.loss, self.correct + other.correct)
+        known = self.correct is not None and other.correct is not None
+        correct = (self.correct or 0) + (other.correct or 0) if known else None
+        return Sums(self.n + other.n, self.loss + other.loss, correct)
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,15 +166,15 @@ RECIPES: Final[Mapping[str, Recipe]] = {
 def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with those of their recipe beneath; unknown names are left to the schema."""
     recipe = RECIPES.get(values.get("method", DEFAULT))
-    return _beneath(recipe.preset, values) if recipe is not None else dict(values)
+    return beneath(recipe.preset, values) if recipe is not None else dict(values)
 
 
-def _beneath(preset: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def beneath(preset: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """`values`, and what only `preset` has."""
     merged = dict(values)
     for key, value in preset.items():
         if key not in merged:
             merged[key] = value
         elif isinstance(value, Mapping) and isinstance(merged[key], Mapping):
-            merged[key] = _beneath(value, merged[key])
+            merged[key] = beneath(value, merged[key])
     return merged

@@ -52,7 +52,8 @@ async def around(run: Searching, centre: Assessment, space: PromptSpace) -> Stop
     aggregator = aggregator_of(federation)
     state = aggregator.initial(np.zeros(space.dimension), settings.sigma)
     idle = 0
-    while settings.rounds is None or state.round < settings.rounds:
+    most = 0 if settings.rounds is None and run.settings.privacy.mode == "gaussian" else settings.rounds
+    while most is None or state.round < most:
         if idle == _MOST_IDLE:
             return "cap"
         clock = run.meter()

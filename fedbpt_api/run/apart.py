@@ -49,7 +49,8 @@ def opener(find: Find) -> PartiesOpener:
         records = Records(keep.folder)
         try:
             parties, _, longest_prompt = await opening.server(task, stopping, [])
-            parties.apart, parties.closing = True, records.close
+            parties.apart, parties.names = True, tuple(names)
+            parties.closing.append(records.close)
             public = public_of(settings)
             tasks = {name: task_envelope(run, number, public) for number, name in enumerate(names)}
             kept = {name: records.of(name, exchanges[name]) for name in names}

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TypeVar
 
+import numpy as np
+
 from fedbpt_api.errors import FedbptError
 from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.party import Party
@@ -18,7 +20,9 @@ from fedbpt_api.prompts.tuned import TunedPrompt, shown_together
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.parties import Parties
+from fedbpt_api.run.private import matched
 from fedbpt_api.scoring.backend import Floats, Soft
+from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.verbalizer import Answering, FitError, FitReport, Kind, Verbalizer, fit_over_clients
 
 R = TypeVar("R")
@@ -156,6 +160,8 @@ class Assessor:
         """
         if prompt in self.known:
             return self.known[prompt]
+        if not self._allowed(1) and not isinstance(prompt, Ensemble):
+            raise BudgetSpent("prompts that may be judged with noise")
         return await self._enter(await self._measured(prompt, z, fixed), origin)
 
     async def assess_all(self, prompts: Sequence[tuple[Asked, Floats | None, str]]) -> None:
@@ -169,7 +175,7 @@ class Assessor:
         """
         alike = self.centre is not None or self.settings.search.choice == "committee"
         new = {prompt: (z, origin) for prompt, z, origin in prompts if prompt not in self.known}
-        if not (self.parties.apart and alike and self.affords(len(new), 1.0)):
+        if not (self.parties.apart and alike and self.affords(len(new), 1.0) and self._allowed(len(new))):
             for prompt, z, origin in prompts:
                 await self.assess(prompt, origin, z)
             return
@@ -183,16 +189,41 @@ class Assessor:
         Of the run's budget, and of each client's own.
         """
         parties = self.parties
+        if not self._allowed(prompts):
+            return False
         if parties.budget.used(self.cost * prompts + more) > share:
             return False
         each = more // len(parties.clients)
         return all(c.budget.used(c.cost * prompts + each) <= share for c in parties.clients)
+
+    @property
+    def _with_noise(self) -> bool:
+        """Whether answers have noise: every prompt that is judged costs privacy."""
+        return self.settings.privacy.mode == "gaussian"
+
+    def _allowed(self, prompts: int) -> bool:
+        """Whether so many prompts more may be judged, as far as privacy goes."""
+        return not self._with_noise or len(self.known) + prompts <= self.settings.privacy.prompts
+
+    async def _matched(self, prompt: Asked) -> Verbalizer:
+        """A bias from sums alone."""
+        parties = self.parties
+        answers = await self.ask(lambda c: c.label_sums(prompt, parties.groups))
+        counts = np.zeros(len(parties.groups))
+        for client in parties.clients:
+            if client.name in answers.got:
+                counts[: len(client.label_counts)] += client.label_counts
+        sums = np.sum([answers.got[name] for name in sorted(answers.got)], axis=0)
+        return matched(sums, counts, parties.words, parties.groups)
 
     async def _measured(
         self, prompt: Asked, z: Floats | None = None, fixed: Verbalizer | None = None
     ) -> Assessment:
         """What all clients say of a prompt."""
         joined = isinstance(prompt, Ensemble)
+        given = fixed is not None
+        if self._with_noise and fixed is None:
+            fixed = await self._matched(prompt)
         if fixed is None:
             verbalizer, report = await self.fit(prompt, self.settings.verbalizer.kind)
             train = {name: Sums(n, loss) for name, (n, loss) in report.held_out.items()}
@@ -200,12 +231,12 @@ class Assessor:
             verbalizer = fixed
             train = (await self.ask(lambda c: c.evaluate(prompt, fixed, "train"))).got
         sums: Answers[Sums] = Answers()
-        if joined or self._promising(train):
+        if joined or self._with_noise or self._promising(train):
             sums = await self.ask(lambda c: c.evaluate(prompt, verbalizer), train)
         text = await self._text(prompt)
         z = z if isinstance(prompt, Soft) else None
         floor = self.centre.train if self.centre and not self._unsearched(prompt) else {}
-        return Assessment(prompt, text, verbalizer, train, dict(sums.got), floor, z, fixed=fixed is not None)
+        return Assessment(prompt, text, verbalizer, train, dict(sums.got), floor, z, fixed=given)
 
     async def _enter(self, assessment: Assessment, origin: str) -> Assessment:
         """Remember and tell what was measured."""
@@ -249,7 +280,7 @@ class Assessor:
             lambda c: c.evaluate(doubted.prompt, doubted.verbalizer, repeat=1), doubted.dev
         )
         dev = {
-            name: Sums(old.n, (old.loss + new.loss) / 2, (old.correct + new.correct) // 2)
+            name: Sums(old.n, (old.loss + new.loss) / 2, old.correct)
             for name, old in doubted.dev.items()
             if (new := second.got.get(name)) is not None
         }
@@ -275,7 +306,7 @@ class Assessor:
         No call is needed: their scores are paid for.
         """
         dev = bool(chosen.dev_sums.n)
-        if kind is None and (chosen.fixed or not dev):
+        if self._with_noise or (kind is None and (chosen.fixed or not dev)):
             return chosen.verbalizer
         groups, names = self.parties.groups, chosen.clients if dev else chosen.train
         fits = await self.ask(lambda client: client.fit(chosen.prompt, groups, with_dev=dev), names)

@@ -42,6 +42,13 @@ EXAMPLES = {
 }
 
 
+# What noise needs, and what is set beneath a config's own settings where its privacy.mode is "gaussian".
+NOISE_NEEDS: Mapping[str, Mapping[str, object]] = {
+    "verbalizer": {"kind": "bias"},
+    "search": {"choice": "held-out", "proposals": 0},
+}
+
+
 def describe(detail: Mapping[str, object], schema: type[BaseModel]) -> str:
     """One sentence for one of pydantic's error details.
 
@@ -106,6 +113,7 @@ def cross_problems(values: Mapping[str, object]) -> Iterator[str]:
         kinds = "scored, tokens, seconds or money"
         yield f"budget: expected {kinds}, got none; set at least one, such as scored = 4000"
     yield from _price_problems(values)
+    yield from _private_problems(values)
     yield from _secret_problems(values)
     search, prompts = values.get("search"), values.get("prompts")
     soft = isinstance(search, Mapping) and search.get("space") == "soft"
@@ -278,3 +286,19 @@ def _models(annotation: object) -> Iterator[type[BaseModel]]:
 def _short(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+def _private_problems(values: Mapping[str, object]) -> Iterator[str]:
+    """Settings that do not go with noise."""
+    private = values.get("privacy")
+    if not isinstance(private, Mapping) or private.get("mode") != "gaussian":
+        return
+    for section, needs in NOISE_NEEDS.items():
+        found = values.get(section)
+        for key, needed in needs.items():
+            value = found.get(key, needed) if isinstance(found, Mapping) else needed
+            if value != needed:
+                yield (
+                    f"{section}.{key}: {value!r} does not go with privacy.mode 'gaussian'; "
+                    f"remove it, or set {needed!r}"
+                )

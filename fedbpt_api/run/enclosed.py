@@ -6,13 +6,18 @@ For the modes of `privacy`: masks and noise are put on where a party's answers l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from fedbpt_api.errors import ConfigError
+from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.envelope import Envelope, seal
 from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.hidden import Hidden
 from fedbpt_api.federation.masks import Masks
+from fedbpt_api.federation.noise import Noise
+from fedbpt_api.federation.noisy import NoisyResponder
 from fedbpt_api.federation.party import Party
+from fedbpt_api.federation.promise import Part
 from fedbpt_api.federation.remote import Exchange, RemoteParty
 from fedbpt_api.federation.responder import Responder
 from fedbpt_api.federation.summed_round import SummedParty
@@ -20,6 +25,7 @@ from fedbpt_api.federation.together import Together
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.opening import open_parties
 from fedbpt_api.run.parties import Keep, Parties, PartiesOpener
+from fedbpt_api.run.private import promise_of
 from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.task import Task
 
@@ -49,10 +55,12 @@ async def open_enclosed(
     parties = await open_parties(settings, task, stopping, keep)
     try:
         exchanges: dict[str, Exchange] = {}
-        for client in parties.local:
+        for number, client in enumerate(parties.local):
             client.budget.parent = Budget()  # its share of the run's, which the other side looks after
-            hidden = Hidden(Masks(client.name)) if settings.privacy.mode == "sums" else None
-            exchanges[client.name] = Responder(client, parties.trie.tokens, hidden=hidden).answer
+            place = keep.folder / f"releases-{number}.records" if keep and keep.folder else None
+            ended = keep.ended if keep else None
+            responder = responder_of(client, settings, parties, releases=place, ended=ended)
+            exchanges[client.name] = responder.answer
         tasks = dict.fromkeys(exchanges, seal(Envelope("facts", {})))
         parties.behind = parties.clients
         parties.clients = list[Party](await reached(settings, parties, exchanges, tasks))
@@ -60,6 +68,46 @@ async def open_enclosed(
         await parties.aclose()
         raise
     return parties
+
+
+def responder_of(
+    client: Client,
+    settings: Settings,
+    parties: Parties,
+    life: str = "",
+    peers: Path | None = None,
+    releases: Path | None = None,
+    ended: Exception | None = None,
+) -> Responder:
+    """What answers for a client, as the run's `privacy` wants it.
+
+    Args:
+        client: It.
+        settings: The run's.
+        parties: What was opened with it; what is opened here is closed with them.
+        life: As for `Responder`.
+        peers: Where the names of those that it is added up with are kept.
+        releases: Where what was answered with noise is kept.
+        ended: As for `Noise`.
+
+    Raises:
+        ConfigError: What is promised of noise cannot be kept.
+    """
+    tokens = parties.trie.tokens
+    if settings.privacy.mode == "sums":
+        return Responder(client, tokens, life, Hidden(Masks(client.name, peers)))
+    if settings.privacy.mode == "none":
+        return Responder(client, tokens, life)
+    promise = promise_of(settings)
+    texts: dict[Part, int] = {"train": client.n_train, "dev": client.n_dev, "test": client.n_test}
+    if promise.delta >= 1 / max(texts.values()):
+        raise ConfigError(
+            f"privacy.delta: {promise.delta:g} lets one of {max(texts.values())} texts be told as it is",
+            "set it far below one over the number of texts",
+        )
+    noise = Noise(promise, texts, releases, ended=ended)
+    parties.closing.append(noise.close)
+    return NoisyResponder(client, noise, tokens, life)
 
 
 async def reached(

@@ -21,10 +21,12 @@ import numpy as np
 
 from fedbpt_api.prompts.space import Asked, Ensemble, Ids
 from fedbpt_api.run.assess import Assessment, Assessor
+from fedbpt_api.run.private import hidden_by_noise
 from fedbpt_api.scoring.backend import Floats
 
 ORIGIN = "ensemble"
 _CLEARLY = 1.0  # standard errors by which a prompt of the user's must be better
+_DOUBT = 1.5  # standard deviations of noise in a loss, within which prompts count as equally good
 TRUST: Final = 0.5
 """Weight of the labels in the target; the rest is the committee's."""
 
@@ -55,6 +57,27 @@ async def choose_ensemble(assessor: Assessor, most: int) -> Assessment:
     rivals = [assessor.known[ids] for ids in given if ids in assessor.known]
     better = [rival for rival in rivals if rival.beats(together, _CLEARLY)]
     assessor.chosen = min(better, key=lambda a: a.loss) if better else together
+    return assessor.chosen
+
+
+async def average_best(assessor: Assessor, most: int) -> Assessment:
+    """Judge the best prompts together, as far as noise hides which of them is better.
+
+    Args:
+        assessor: Has judged single prompts; is told the choice.
+        most: Members of the ensemble; fewer where fewer prompts were judged.
+
+    Raises:
+        FedbptError: Too few clients answered, or nothing was judged.
+    """
+    best = assessor.best()
+    texts = [(client.n_train, client.n_dev) for client in assessor.parties.clients]
+    hidden = _DOUBT * hidden_by_noise(assessor.settings, texts)
+    near = sorted((a for a in assessor.known.values() if a.loss <= best.loss + hidden), key=lambda a: a.loss)
+    members = tuple(a.prompt for a in near if isinstance(a.prompt, tuple))[:most]
+    if len(members) < 2 or not isinstance(best.prompt, tuple):
+        return best
+    assessor.chosen = await assessor.assess(Ensemble(members), ORIGIN)
     return assessor.chosen
 
 

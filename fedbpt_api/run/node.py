@@ -12,12 +12,11 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from fedbpt_api.errors import ConfigError
-from fedbpt_api.federation.hidden import Hidden
-from fedbpt_api.federation.masks import Masks
 from fedbpt_api.federation.messages import MessageError
 from fedbpt_api.federation.responder import Responder
 from fedbpt_api.run.config import build_settings, load_task
 from fedbpt_api.run.config_problems import describe
+from fedbpt_api.run.enclosed import responder_of
 from fedbpt_api.run.opening import open_parties
 from fedbpt_api.run.parties import Keep, Parties
 from fedbpt_api.run.public import not_public
@@ -120,7 +119,10 @@ async def open_task(node: NodeSettings, told: Mapping[str, Any]) -> OpenTask:
     (mine,) = parties.local
     mine.budget.parent = Budget()  # its share of the run's, which the server looks after
     parties.start()
-    hidden = None
-    if settings.privacy.mode == "sums":
-        hidden = Hidden(Masks(mine.name, folder / "peers.json"))
-    return OpenTask(parties, Responder(mine, parties.trie.tokens, life=run, hidden=hidden))
+    places = folder / "peers.json", folder / "releases.records"
+    try:
+        responder = responder_of(mine, settings, parties, run, *places)
+    except BaseException:
+        await parties.aclose()
+        raise
+    return OpenTask(parties, responder)

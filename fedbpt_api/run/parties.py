@@ -37,7 +37,7 @@ class Parties:
     """All that a run holds open.
 
     `room` is how many tokens a prompt may have beside every text; `apart` says that parties are behind a
-    network; `behind` holds clients of this process that are reached by envelopes only.
+    network; `behind` holds clients of this process that are reached by envelopes only, `names` all parties.
     """
 
     backend: Backend
@@ -53,12 +53,18 @@ class Parties:
     room: int = 0
     apart: bool = False
     behind: list[Party] = field(default_factory=list)
-    closing: Callable[[], None] = lambda: None
+    names: tuple[str, ...] = ()
+    closing: list[Callable[[], None]] = field(default_factory=list)
     words: Ids = ()
     journals: list[Journal] = field(default_factory=list)
     facts: Facts = field(default_factory=lambda: Facts(None, b""))
     shelves: Shelves = field(default_factory=lambda: Shelves(None, b"", []))
     verbalizer_bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    @property
+    def count(self) -> int:
+        """Parties, those whose numbers are only added up counted one by one."""
+        return max(len(self.clients), len(self.behind), len(self.names))
 
     @property
     def info(self) -> BackendInfo:
@@ -158,7 +164,8 @@ class Parties:
         for journal in self.journals:
             journal.close()
         self.facts.close()
-        self.closing()
+        for close in self.closing:
+            close()
         for backend in self.backends:
             await backend.aclose()
 

@@ -214,6 +214,7 @@ class RunResult:
             "test_scored" and the like for the final test, which is counted apart.
         test: The final test; None where there was no test data or the run was cancelled.
         currency: What money is counted in; empty where a price is not known.
+        privacy: What was spent of privacy, or what the server could not see, as a sentence.
     """
 
     folder: str | None
@@ -224,6 +225,7 @@ class RunResult:
     spent: dict[str, dict[str, int | float]]
     test: TestReport | None
     currency: str = ""
+    privacy: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

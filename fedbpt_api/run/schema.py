@@ -16,8 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from fedbpt_api.methods.recipes import DEFAULT, RECIPES, with_preset
-from fedbpt_api.run.config_problems import cross_problems
+from fedbpt_api.methods.recipes import DEFAULT, RECIPES, beneath, with_preset
+from fedbpt_api.run.config_problems import NOISE_NEEDS, cross_problems
 
 
 def _absolute(path: Path, info: ValidationInfo) -> Path:
@@ -206,10 +206,25 @@ class PrivacySettings(Section):
 
     Attributes:
         mode: "none": sums over each party's texts. "sums": only what all parties' sums add up to; three
-            parties or more, all of which must answer.
+            parties or more, all of which must answer. "gaussian": sums over each party's texts with noise;
+            differential privacy, see `docs/privacy.md`.
+        unit: What noise protects: one text, or all texts of a party together.
+        epsilon: Largest epsilon that is promised for each part of a party's texts.
+        delta: The delta that goes with it; below one over the number of texts.
+        prompts: Prompts that are judged with noise at most.
+        clip_loss: Nats at which a text's loss is clipped before noise.
+        clip_logits: Length in nats at which a text's centred label log-probabilities are clipped.
+        clip_mean: Length at which a search's displacement is clipped, in step sizes times the root of d.
     """
 
-    mode: Literal["none", "sums"] = "none"
+    mode: Literal["none", "sums", "gaussian"] = "none"
+    unit: Literal["text", "party"] = "text"
+    epsilon: Annotated[float, Field(gt=0, le=100)] = 8.0  # beyond, nothing is protected
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    prompts: AtLeastTwo = 12
+    clip_loss: PositiveFloat = 2.0
+    clip_logits: PositiveFloat = 3.0
+    clip_mean: PositiveFloat = 1.0
 
 
 class VerbalizerSettings(Section):
@@ -279,7 +294,11 @@ class Settings(Section):
     @classmethod
     def _of_the_method(cls, values: Any) -> Any:
         """What the method stands for, beneath what the settings say themselves."""
-        return with_preset(values) if isinstance(values, Mapping) else values
+        if not isinstance(values, Mapping):
+            return values
+        private = values.get("privacy")
+        noisy = isinstance(private, Mapping) and private.get("mode") == "gaussian"
+        return with_preset(beneath(NOISE_NEEDS, values) if noisy else values)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -31,6 +31,8 @@ def result_view(result: RunResult) -> RenderableType:
         )
     if caution := present.caution(result.test):
         summary.append(f"\n{caution}", style="yellow")
+    if result.privacy:
+        summary.append(f"\n{result.privacy}")
     parts: list[RenderableType] = [Panel(summary, border_style=style)]
     if result.test is not None:
         parts.append(_accuracy_table(result.test))

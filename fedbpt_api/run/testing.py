@@ -36,6 +36,8 @@ async def compared(assessor: Assessor) -> list[Contestant]:
         if ids not in assessor.known:
             return []  # the budget ended before it was judged
         name, judged = "start" if number == 1 else f"prompt {number}", assessor.known[ids]
+        if settings.privacy.mode == "gaussian":  # its bias is known; nothing more may be asked
+            return [Contestant(name, ids, words), Contestant(f"{name}+bias", ids, judged.verbalizer)]
         work: list[Coroutine[Any, Any, Any]] = [assessor.fit(ids, "bias", judged.train)]
         work += [assessor.refit(judged)] if number == 1 and judged.dev_sums.n else []
         (bias, _), *refitted = await side_by_side(work)

@@ -24,13 +24,14 @@ from fedbpt_api.run import present
 from fedbpt_api.run.assess import Assessment, Assessor
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.enclosed import opener_of
-from fedbpt_api.run.ensemble import choose_ensemble
+from fedbpt_api.run.ensemble import average_best, choose_ensemble
 from fedbpt_api.run.events import Assessed, Event, Finished, Noted, RoundDone, Status, Testing, Warned
 from fedbpt_api.run.folder import RunFolder
 from fedbpt_api.run.inputs import Inputs
 from fedbpt_api.run.layout import settle_layout
 from fedbpt_api.run.meter import Meter, client_record
 from fedbpt_api.run.parties import Keep, Parties, PartiesOpener, versions
+from fedbpt_api.run.private import releases, told
 from fedbpt_api.run.result import RoundRecord, RunResult
 from fedbpt_api.run.testing import compared, contestants_of, final_test
 from fedbpt_api.run.words import choose_words
@@ -128,6 +129,8 @@ class Tuner:
                 self._folder.start()
                 self._folder.write_versions(versions(parties.info))
             self._tell(parties.started(self.settings.budget.scored))
+            if promised := told(self.settings, parties.count):
+                self._tell(Noted(promised))
             self._warn(parties)
             if parties.answered and self._keep.ended is None:
                 self._tell(Noted(f"{parties.answered:,} scored examples are paid for already and on disk"))
@@ -205,6 +208,7 @@ class Tuner:
             spent=parties.spent(),
             test=None,
             currency=parties.currency,
+            privacy=self._privacy(parties, tested=False),
         )
         if testing:
             self._phase = "test"
@@ -213,7 +217,8 @@ class Tuner:
             try:
                 timeout = self.settings.federation.timeout
                 report = await final_test(parties, self.task, contestants, self._count_tested, timeout)
-                result = replace(result, test=report, spent=parties.spent())
+                privacy = self._privacy(parties, tested=report is not None)
+                result = replace(result, test=report, spent=parties.spent(), privacy=privacy)
             except Stopped:
                 result = replace(result, stopped="cancelled", spent=parties.spent())
         self._phase = "done"
@@ -225,10 +230,13 @@ class Tuner:
 
     async def _together(self, parties: Parties, assessor: Assessor) -> Assessment:
         """The best prompt, or the best that answer together: no call is needed to find them."""
-        if self.settings.search.choice == "held-out":
-            return assessor.best()
-        clock = Meter(parties)
-        found = await choose_ensemble(assessor, self.settings.search.ensemble)
+        clock, most = Meter(parties), self.settings.search.ensemble
+        if self.settings.privacy.mode == "gaussian":
+            found = await average_best(assessor, most)
+        elif self.settings.search.choice == "held-out":
+            found = assessor.best()
+        else:
+            found = await choose_ensemble(assessor, most)
         if assessor.chosen is not None:
             self._add_round(self._record(clock, found, None, self._rounds[-1].sigma))
         return found
@@ -243,6 +251,12 @@ class Tuner:
     def _judge(self, parties: Parties) -> Assessor:
         """Who judges prompts; an estimate does it otherwise."""
         return Assessor(parties, self.settings, self._tell)
+
+    def _privacy(self, parties: Parties, tested: bool) -> str:
+        """What was spent of privacy."""
+        assert self._assessor is not None
+        made = releases(len(self._assessor.known), max(0, len(self._rounds) - 1), tested)
+        return told(self.settings, parties.count, made)
 
     # Small parts ----------------------------------------------------------------------------
 

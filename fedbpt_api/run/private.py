@@ -1,0 +1,99 @@
+"""The modes of `privacy` in a run: what is promised for its settings, what was spent, in words for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from fedbpt_api.federation.promise import PARTS, Part, Promise
+from fedbpt_api.run.schema import Settings
+from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.verbalizer import Verbalizer
+
+_UNITS: Final = {"text": "one text of a party", "party": "all texts of a party together"}
+_NAMES: Final[Mapping[Part, str]] = {"train": "training", "dev": "development", "test": "test"}
+
+
+def promise_of(settings: Settings) -> Promise:
+    """What noise is to protect.
+
+    A judged prompt is two releases from training texts (label sums, loss) and one from development texts; a
+    round's search is one from training texts. One prompt more may be judged: those that answer together.
+    """
+    private = settings.privacy
+    judged = private.prompts + 1
+    rounds = settings.search.rounds or 0
+    return Promise(
+        unit=private.unit,
+        epsilon=private.epsilon,
+        delta=private.delta,
+        releases={"train": 2 * judged + rounds, "dev": judged, "test": 1},
+        clip_loss=private.clip_loss,
+        clip_logits=private.clip_logits,
+        clip_mean=private.clip_mean,
+    )
+
+
+def matched(
+    sums: Floats, counts: Floats, words: Sequence[int], groups: Sequence[Sequence[int]]
+) -> Verbalizer:
+    """A bias from sums alone: mean logits become the logarithms of the labels' shares.
+
+    The closed form that needs one release where a regression needs one an exchange; with equal shares it is
+    batch calibration (H. Zhou et al., arXiv 2309.17249, equation 3).
+
+    Args:
+        sums: Centred label log-probabilities summed over texts, shape [C].
+        counts: Texts of each label, shape [C].
+        words: The T words, label words first.
+        groups: For each label the columns of its words.
+    """
+    shares = (counts + 0.5) / (counts.sum() + len(counts) / 2)
+    bias = np.log(shares) - sums / max(counts.sum(), 1.0)
+    return Verbalizer.from_bias(words, groups, 1.0, bias - bias.mean())
+
+
+def hidden_by_noise(settings: Settings, texts: Sequence[tuple[int, int]]) -> float:
+    """Standard deviation of what noise adds to a prompt's mean loss, in nats a text.
+
+    Args:
+        settings: The run's.
+        texts: Each party's numbers of training and of development texts.
+    """
+    promise = promise_of(settings)
+    variance = 0.0
+    for part, n in ((part, n) for own in texts for part, n in zip(PARTS, own, strict=False) if n):
+        unit = 1 if promise.unit == "text" else n
+        variance += (promise.multiplier(part) * promise.clip_loss * unit) ** 2
+    return math.sqrt(variance) / max(1, sum(map(sum, texts)))
+
+
+def releases(judged: int, rounds: int, tested: bool) -> dict[Part, int]:
+    """Releases of a run that judged so many prompts."""
+    return {"train": 2 * judged + rounds, "dev": judged, "test": int(tested)}
+
+
+def told(settings: Settings, parties: int, made: Mapping[Part, int] | None = None) -> str:
+    """What is promised or, once `made` is known, was spent; empty where nothing is.
+
+    Raises:
+        ConfigError: The promise cannot be kept, or its accountant is not installed.
+    """
+    if settings.privacy.mode == "sums":
+        return f"The server saw sums over all {parties} parties, and no party's own numbers."
+    if settings.privacy.mode != "gaussian":
+        return ""
+    promise = promise_of(settings)
+    counts = promise.releases if made is None else made
+    parts = ", ".join(
+        f"{promise.spent(part, count):.2f} for {_NAMES[part]} texts ({count} answers)"
+        for part, count in counts.items()
+        if count
+    )
+    return (
+        f"Differential privacy of {_UNITS[promise.unit]}: epsilon {parts}; at most {promise.epsilon:g} was "
+        f"promised, delta {promise.delta:g}. Numbers of texts, of labels and of tokens are not covered."
+    )

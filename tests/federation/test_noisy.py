@@ -1,0 +1,156 @@
+"""Whole runs with noise: what is released, how often, and that nothing else is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedbpt_api import resume
+from fedbpt_api.errors import ConfigError
+from fedbpt_api.federation.envelope import Envelope, opened, seal
+from fedbpt_api.federation.noise import Noise
+from fedbpt_api.federation.noisy import ANSWERED, NoisyResponder
+from fedbpt_api.federation.promise import Promise
+from fedbpt_api.run import enclosed
+from fedbpt_api.run.events import Assessed, Event, Noted
+from fedbpt_api.run.opening import open_parties
+from fedbpt_api.run.parties import Keep
+from fedbpt_api.run.replay import replay
+from fedbpt_api.run.result import RunResult
+from fedbpt_api.run.tune import Tuner
+from toy import Toys, make_task
+from toy_runs import after_round, make_settings
+
+NOISY: dict[str, object] = {
+    "privacy.mode": "gaussian",
+    "privacy.prompts": 6,
+    "verbalizer.kind": "bias",
+    "search.proposals": 0,
+    "search.rounds": 2,
+    "budget.scored": 20_000,
+}
+TASK = make_task(clients=3, train=40, dev=30, test=40)
+
+
+async def run(changes: dict[str, object], folder: Path | None = None) -> tuple[RunResult, list[Event]]:
+    events: list[Event] = []
+    settings = make_settings(TASK, NOISY | changes)
+    return await Tuner(settings, TASK, folder, on_event=events.append).run(), events
+
+
+def judged(events: list[Event]) -> list[Assessed]:
+    return [event for event in events if isinstance(event, Assessed)]
+
+
+async def test_with_hardly_any_noise_a_run_is_as_good_as_without(toys: Toys) -> None:
+    """Epsilon 100: what is left are clipping, the bias in closed form, and fewer prompts."""
+    huge: dict[str, object] = {"privacy.epsilon": 100, "privacy.clip_loss": 4.0, "privacy.clip_logits": 8.0}
+    result, events = await run(huge | {"search.rounds": 3, "privacy.clip_mean": 20.0})
+    plain, _ = await run({"privacy.mode": "none", "search.rounds": 3})
+    losses = [event.loss for event in judged(events)]
+    assert min(losses) < losses[0] - 0.1
+    accuracy = {}
+    for name, one in (("noise", result), ("plain", plain)):
+        assert one.test is not None
+        (row,) = (row for row in one.test.rows if row.client == "*" and row.method == "tuned")
+        accuracy[name] = row.accuracy
+    assert accuracy["noise"] > accuracy["plain"] - 0.05
+
+
+async def test_releases_are_planned_counted_and_told(toys: Toys, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Noise] = []
+    begin = Noise.__init__
+
+    def noted(self: Noise, *args: object, **kwargs: object) -> None:
+        begin(self, *args, **kwargs)  # type: ignore[arg-type]
+        made.append(self)
+
+    monkeypatch.setattr(Noise, "__init__", noted)
+    result, events = await run({"search.rounds": 9})
+    count = len(judged(events))
+    assert count == 7  # six, and those that answer together
+    rounds = len(result.rounds) - 2  # the first and the last search nothing
+    for noise in made:
+        assert noise.counts["dev"] == count and noise.counts["test"] == 1
+        assert noise.counts["train"] == 2 * count + rounds <= noise.promise.releases["train"]
+    first = next(event.message for event in events if isinstance(event, Noted))
+    assert "epsilon 8.00 for training texts" in first
+    assert (
+        f"{made[0].promise.spent('dev', count):.2f} for development texts ({count} answers)" in result.privacy
+    )
+
+
+async def test_only_questions_with_a_known_sensitivity_are_answered(toys: Toys) -> None:
+    parties = await open_parties(make_settings(TASK, NOISY), TASK, lambda: False, Keep())
+    client = parties.local[0]
+    client.budget.parent = None
+    promise = Promise("text", 8.0, 1e-5, {"train": 9, "dev": 9, "test": 1}, 2.0, 3.0, 1.0)
+    party = NoisyResponder(client, Noise(promise, {"train": 40, "dev": 30, "test": 40}), parties.trie.tokens)
+    for kind in ("fit", "fit message", "word sums", "agreement", "proposal", "keys", "weighed", "nonsense"):
+        assert kind not in ANSWERED
+        answer = opened(await party.answer(seal(Envelope(kind, {"grant": 1000}))))
+        assert answer.kind == "failed" and not answer.body
+        assert "not answered with noise" in answer.fields["answer"]["message"]
+    assert toys["toy"].requests == 0
+    await parties.aclose()
+
+
+async def test_a_run_with_noise_goes_on_with_the_noise_that_was_told(toys: Toys, tmp_path: Path) -> None:
+    tuner: Tuner
+    stop = after_round(1, lambda: tuner.stop())
+    tuner = Tuner(make_settings(TASK, NOISY), TASK, tmp_path / "run", stop)
+    assert (await tuner.run()).stopped == "cancelled"
+    told = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("releases-*")}
+    assert len(told) == 3
+    result = await resume(tmp_path / "run", task=TASK)
+    for name, before in told.items():
+        assert (tmp_path / "run" / name).read_bytes().startswith(before)
+    assert result.test is not None
+    assert (await replay(tmp_path / "run", task=TASK)).differences == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"verbalizer.kind": "weighted"}, "verbalizer.kind: 'weighted' does not go with"),
+        ({"search.choice": "committee"}, "search.choice: 'committee' does not go with"),
+        ({"privacy.delta": 0.5}, "privacy.delta: 0.5 lets one of 40 texts"),
+        ({"privacy.epsilon": 1e-7}, "judge fewer prompts"),
+    ],
+)
+async def test_what_cannot_be_promised_is_refused_before_anything_is_paid(
+    toys: Toys, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        await run(changes)
+    assert toys["toy"].requests == 0
+
+
+async def test_a_config_need_not_say_what_noise_needs(toys: Toys) -> None:
+    settings = make_settings(TASK, {"privacy.mode": "gaussian", "method": "ensemble"})
+    assert settings.verbalizer.kind == "bias" and settings.search.choice == "held-out"
+    assert enclosed.opener_of(settings) is enclosed.open_enclosed
+
+
+async def test_a_search_s_mean_is_clipped_and_its_steps_are_not_told(
+    toys: Toys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far a search goes, its displacement is at most clip_mean sqrt(d) before noise."""
+    rows: list[np.ndarray] = []
+    released = Noise.released
+
+    async def seen(self, part, question, sensitivity, compute):  # type: ignore[no-untyped-def]
+        async def kept():  # type: ignore[no-untyped-def]
+            rows.append(await compute())
+            return rows[-1]
+
+        return await released(self, part, question, sensitivity, kept)
+
+    monkeypatch.setattr(Noise, "released", seen)
+    await run({"privacy.clip_mean": 0.01, "search.rounds": 1})
+    moved = [row for row in rows if len(row) == 5]  # four coordinates and a loss
+    assert len(moved) == 3
+    for row in moved:
+        assert np.linalg.norm(row[:-1]) == pytest.approx(0.5) and -0.5 <= row[-1] <= 0.5
