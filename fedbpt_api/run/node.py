@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -26,12 +26,37 @@ from fedbpt_api.run.schema import (
     ColumnsSettings,
     DataPath,
     PartyName,
+    PositiveFloat,
     PriceSettings,
+    PrivacySettings,
     Section,
 )
 from fedbpt_api.scoring.budget import Budget
 
 _RUN = re.compile(r"[0-9a-zA-Z_-]{1,64}")
+
+
+class NodePrivacySettings(Section):
+    """What a party insists on, whatever the task says.
+
+    Attributes:
+        needs: The `privacy.mode` that a task must have; "none" takes part in any.
+        epsilon: Largest epsilon that a task with noise may promise.
+    """
+
+    needs: Literal["none", "sums", "gaussian"] = "none"
+    epsilon: PositiveFloat | None = None
+
+    def problem(self, task: PrivacySettings) -> str:
+        """Why a task will not do; empty where it will."""
+        if self.needs not in ("none", task.mode):
+            return (
+                f"privacy.needs: this party takes part with {self.needs!r} only, the task has {task.mode!r}"
+            )
+        if self.epsilon is not None and (task.mode != "gaussian" or task.epsilon > self.epsilon):
+            promised = f"{task.epsilon:g}" if task.mode == "gaussian" else "none"
+            return f"privacy.epsilon: this party allows {self.epsilon:g}, and the task promises {promised}"
+        return ""
 
 
 class NodeSettings(Section):
@@ -45,6 +70,7 @@ class NodeSettings(Section):
         backend: The model server that it asks.
         budget: What it will spend on a run at most, the test apart.
         price: What its server charges.
+        privacy: What it insists on.
     """
 
     name: PartyName
@@ -56,6 +82,7 @@ class NodeSettings(Section):
     backend: BackendSettings = BackendSettings()
     budget: BudgetSettings | None = None
     price: PriceSettings | None = None
+    privacy: NodePrivacySettings = NodePrivacySettings()
 
 
 def load_node(path: Path) -> NodeSettings:
@@ -112,6 +139,8 @@ async def open_task(node: NodeSettings, told: Mapping[str, Any]) -> OpenTask:
     client = {key: own[key] for key in ("name", "train", "dev", "test", "budget") if key in own}
     values = {**public, **{key: own[key] for key in ("columns", "backend", "price") if key in own}}
     settings = build_settings({**values, "clients": [client]}, source="task")
+    if problem := node.privacy.problem(settings.privacy):
+        raise ConfigError(problem, "ask the coordinator for another task, or allow it in this party's file")
     task = load_task(settings)
     folder = node.folder / run
     folder.mkdir(parents=True, exist_ok=True)
