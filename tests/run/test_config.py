@@ -342,9 +342,10 @@ def test_the_remarks_of_the_example_config_are_valid_settings(tmp_path: Path) ->
     values = {**tomllib.loads(TOP + REST + DATA), **optional}
     settings = build_settings(values, base=tmp_path)
     defaults = build_settings(tomllib.loads(TOP + REST + DATA), base=tmp_path)
-    assert set(optional) == {"search", "federation", "verbalizer", "cache"}
-    assert (settings.verbalizer, settings.cache) == (defaults.verbalizer, defaults.cache)
-    for section in ("search", "federation", "cache"):
+    assert set(optional) == {"search", "federation", "privacy", "verbalizer", "cache"}
+    for section in ("privacy", "verbalizer", "cache"):
+        assert getattr(settings, section) == getattr(defaults, section)
+    for section in ("search", "federation", "privacy", "cache"):
         assert set(optional[section]) == set(type(getattr(settings, section)).model_fields)
 
 
