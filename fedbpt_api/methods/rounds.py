@@ -37,7 +37,7 @@ async def around(run: Searching, centre: Assessment, space: PromptSpace) -> Stop
     run.phase("search")
     run.space, run.assessor.centre = space, centre
     settings, federation = run.settings.search, run.settings.federation
-    rules = Rules(federation.participation, federation.quorum, federation.timeout)
+    rules = Rules(federation.participation, federation.quorum, federation.timeout, federation.clip)
     plan = Plan(
         population=settings.popsize,
         iterations=settings.iterations,

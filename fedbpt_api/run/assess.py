@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TypeVar
 
+import numpy as np
+
+from fedbpt_api.aggregate.clipping import without_outliers
 from fedbpt_api.errors import FedbptError
 from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.party import Party
@@ -24,6 +27,7 @@ from fedbpt_api.verbalizer import Answering, FitError, FitReport, Kind, Verbaliz
 R = TypeVar("R")
 START = "start"  # the origin of the user's own prompts
 _QUIET = 1e-3  # nats; less noise in a log-probability changes no choice
+_ODD = 8.0  # times the median distance from the median: about five standard deviations
 _SPREAD = 0.3  # typical standard deviation of two prompts' difference in loss on a text, in nats
 
 
@@ -89,7 +93,15 @@ class Assessment:
         """Whether its loss is smaller on the clients that answered for both, by so many standard errors."""
         common = self.clients & other.clients
         n = _total(self.train, common).n + _total(self.dev, common).n
-        return self.loss_on(common) < other.loss_on(common) - errors * _SPREAD / math.sqrt(max(n, 1))
+        odd = _beyond(self._told(common), other._told(common))
+        return self.loss_on(common) + odd < other.loss_on(common) - errors * _SPREAD / math.sqrt(max(n, 1))
+
+    def _told(self, names: Collection[str]) -> dict[str, Sums]:
+        """By client, the sums that `loss_on` is the mean of."""
+        train, dev, floor = (_total(part, names) for part in (self.train, self.dev, self.floor))
+        searched = floor.n and dev.n and floor.mean_loss > train.mean_loss
+        counted = self.floor if searched else self.train
+        return {name: counted.get(name, Sums()) + self.dev.get(name, Sums()) for name in names}
 
     @property
     def scores(self) -> dict[str, float]:
@@ -267,7 +279,8 @@ class Assessor:
         slack = 0.0 if self.centre else _SPREAD
         common = frozenset(train) & frozenset(rival.train)
         new, old = _total(train, common), _total(rival.train, common)
-        return not new.n or new.mean_loss < old.mean_loss + slack / math.sqrt(new.n)
+        odd = _beyond({n: train[n] for n in common}, {n: rival.train[n] for n in common})
+        return not new.n or new.mean_loss + odd < old.mean_loss + slack / math.sqrt(new.n)
 
     async def refit(self, chosen: Assessment, kind: Kind | None = None) -> Verbalizer:
         """The verbalizer for a prompt that has been chosen: development texts may train it now.
@@ -324,6 +337,8 @@ class Assessor:
         federation = self.settings.federation
         answers = await ask_all(clients, question, federation.timeout)
         need_quorum(answers, len(clients), federation.quorum)
+        for name in sorted(answers.refused):
+            self.parties.refuse(name, answers.missing[name])
         return answers
 
     async def fit(
@@ -347,13 +362,30 @@ class Assessor:
                 if not error.client:
                     raise
                 missing[error.client] = error.message
-                self.parties.warnings.append(error.message)
                 left = [fit for fit in left if fit.name != error.client]
                 answers = Answers({fit.name: fit for fit in left}, missing, hints={error.client: error.hint})
                 need_quorum(answers, len(fits), self.settings.federation.quorum)
+                if error.refused:
+                    parties.refuse(error.client, error.message)
+                else:
+                    parties.warnings.append(error.message)
                 continue
             parties.count_bytes(fitted[1].bytes_up, fitted[1].bytes_down)
             return fitted
+
+
+def _beyond(new: Mapping[str, Sums], old: Mapping[str, Sums]) -> float:
+    """What to add to a difference of two mean losses so that no client's share stands out; 0 if none does.
+
+    A client that claims what it likes for its favourite prompt, or against another, counts as the most
+    extreme honest one would.
+    """
+    names = [name for name in sorted(new) if new[name].n and old[name].n]
+    if not names:
+        return 0.0
+    counts = np.array([new[name].n for name in names])
+    rows = np.array([[new[name].loss - old[name].mean_loss * new[name].n] for name in names])
+    return float(without_outliers(rows, counts, _ODD)[0] / counts.sum())
 
 
 def _total(sums: Mapping[str, Sums], names: Collection[str] | None = None) -> Sums:
