@@ -1,9 +1,9 @@
 """Parties that lie in every answer, to measure what one of them can do to a run.
 
-A liar stands between a party and the server, as a party with changed software would, and changes the numbers of
-each answer on their way: of the word list, of made-up lines, of a verbalizer's fit, of losses and agreements, of
-searches. How many texts it holds it says truly (every answer is held against that), and so it counts its test
-texts: of these nobody else knows anything.
+A liar stands between a party and the server, as a party with changed software would, and changes the numbers
+of each answer on their way: of the word list, of made-up lines, of a verbalizer's fit, of losses and
+agreements, of searches. How many texts it holds it says truly (every answer is held against that), and so it
+counts its test texts: of these nobody else knows anything.
 """
 
 from __future__ import annotations
@@ -17,9 +17,15 @@ import numpy as np
 from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.envelope import Envelope, opened, seal
 from fedbpt_api.federation.messages import decode_update, encode_update
-from fedbpt_api.federation.remote import Exchange
+from fedbpt_api.federation.party import Party
+from fedbpt_api.federation.remote import Exchange, RemoteParty
 from fedbpt_api.federation.responder import Responder
+from fedbpt_api.run.config import Settings
+from fedbpt_api.run.opening import open_parties
+from fedbpt_api.run.parties import Keep, Parties, PartiesOpener
 from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.scoring.budget import Budget
+from fedbpt_api.task import Task
 from fedbpt_api.verbalizer import decode, encode
 from fedbpt_api.verbalizer.messages import Message
 
@@ -29,6 +35,21 @@ LIES: Final = ("NaN", "sign flip", "100 x norm", "always the lowest loss", "copi
 _COUNTS = frozenset({"labels", "n", "bounded"})  # of a fit's messages: told truly
 _FAR = 3.0  # where the search of who always has the lowest loss ends, in every coordinate
 _LOWEST = -1e30
+
+
+def reached_through(between: Callable[[Client], Exchange]) -> PartiesOpener:
+    """Opens parties in this process that are reached by envelopes only, through whatever stands between."""
+
+    async def opener(settings: Settings, task: Task, stopping: Callable[[], bool], keep: Keep) -> Parties:
+        parties = await open_parties(settings, task, stopping, keep)
+        remote: list[Party] = []
+        for client in parties.local:
+            client.budget.parent = Budget()
+            remote.append(await RemoteParty.reach(between(client), parties.budget))
+        parties.clients[:] = remote
+        return parties
+
+    return opener
 
 
 def lying(lie: str, liar: str, seed: int = 0) -> Callable[[Client], Exchange]:
@@ -71,7 +92,7 @@ def lying(lie: str, liar: str, seed: int = 0) -> Callable[[Client], Exchange]:
 
 
 def changed(values: Floats, lie: str, rng: np.random.Generator) -> Floats:
-    """Numbers that are lied about; 0 stays 0, and random ones have the signs and the size of the true ones."""
+    """Numbers that are lied about; 0 stays 0, random ones have the signs and the size of the true ones."""
     match lie:
         case "NaN":
             return np.full_like(values, np.nan)

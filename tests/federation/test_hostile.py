@@ -1,4 +1,4 @@
-"""One of ten parties lies in all its answers in each of six ways: the result is hardly worse than without it."""
+"""One of ten parties lies in all its answers, in each of six ways: the result is hardly worse for it."""
 
 from __future__ import annotations
 
