@@ -30,8 +30,11 @@ import typer
 from fedbpt_api.bench.grid import Cell, prepared
 from fedbpt_api.bench.liars import LIES, lying, reached_through
 from fedbpt_api.bench.suite import Suite, load_suite
+from fedbpt_api.federation.client import Client
+from fedbpt_api.federation.remote import Exchange
 from fedbpt_api.federation.responder import Responder
 from fedbpt_api.methods.searching import Stop
+from fedbpt_api.prompts.space import Asked
 from fedbpt_api.run.assess import START, Assessor
 from fedbpt_api.run.config import Settings, build_settings
 from fedbpt_api.run.events import Event, Warned
@@ -41,12 +44,15 @@ from fedbpt_api.run.parties import Keep, Parties
 from fedbpt_api.run.suspects import leave_out_suspects
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.run.words import choose_words
-from fedbpt_api.scoring.backend import BackendInfo, Floats, Prompt, Scores, TokenTable, Usage
+from fedbpt_api.scoring.backend import BackendInfo, Bools, Floats, Prompt, Scores, TokenTable, Usage
+from fedbpt_api.scoring.encode import EncodedText
 from fedbpt_api.task import ClientData, Example, LabelWords, Task, Template
 
 HERE = Path(__file__).parent
 LIAR = "client05"
 WITHOUT, HONEST, OFF = "without it", "honest", "honest, nothing clipped or cross-scored"
+SWAPPED, LOUD = "swapped labels", "swapped labels, four times as sure"
+RUNS = (WITHOUT, HONEST, OFF, *LIES, SWAPPED, LOUD)
 app = typer.Typer(add_completion=False)
 
 
@@ -68,7 +74,7 @@ def run(
     suite = base.model_copy(update={"tasks": tasks, "set": {"backend.kind": "vllm", "backend.base_url": url}})
     cell = Cell("sst2", split, "ensemble", budget, seed)
     found: dict[str, dict[str, Any]] = {}
-    for name in (WITHOUT, HONEST, OFF, *LIES):
+    for name in RUNS:
         path = out / f"{name.replace(' ', '-').replace(',', '')}-{split}-{seed}-{budget}.json"
         if not path.exists() and only in name:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,13 +102,15 @@ async def _outcome(
     if name == OFF:
         off = settings.federation.model_copy(update={"clip": 0.0, "cross_scoring": False})
         settings = settings.model_copy(update={"federation": off})
+    if name in (SWAPPED, LOUD):
+        task = replace(task, clients=tuple(_swapped(c) if c.name == LIAR else c for c in task.clients))
     told: list[str] = []
 
     def listen(event: Event) -> None:
         if isinstance(event, Warned):
             told.append(event.message)
 
-    between = lying(name, LIAR) if name in LIES else lambda client: Responder(client).answer
+    between = lying(name, LIAR) if name in LIES else _loud if name == LOUD else _honest
     result = await tuner(settings, task, None, listen, keep, reached_through(between)).run()
     assert result.test is not None
     (row,) = (row for row in result.test.rows if row.client == "*" and row.method == "tuned")
@@ -116,16 +124,43 @@ async def _outcome(
     }
 
 
+def _honest(client: Client) -> Exchange:
+    return Responder(client).answer
+
+
+def _loud(client: Client) -> Exchange:
+    """The liar's model is four times as sure of everything; what it says of its texts goes together."""
+    ask = client.scorer.scores
+
+    async def scores(prompt: Asked, texts: Sequence[EncodedText], repeat: int = 0) -> tuple[Floats, Bools]:
+        rows, exact = await ask(prompt, texts, repeat)
+        return 4 * rows, exact
+
+    if client.name == LIAR:
+        client.scorer.scores = scores  # type: ignore[method-assign]
+    return Responder(client).answer
+
+
+def _swapped(client: ClientData) -> ClientData:
+    """The same texts, of two labels, each with the other one: an accident as it happens."""
+    other: dict[str | None, str] = {"negative": "positive", "positive": "negative"}
+    train, dev = (
+        tuple(replace(row, label=other[row.label]) for row in rows) for rows in (client.train, client.dev)
+    )
+    return replace(client, train=train, dev=dev)
+
+
 @app.command()
 def pool(
     scores: Annotated[Path, typer.Argument(help="What `benchmarks/pool.py score sst2` wrote.")],
     seeds: Annotated[str, typer.Option(help="Of the draw of texts and prompts.")] = "1,2,3",
     prompts: Annotated[int, typer.Option(help="Prompts that are judged, the user's two among them.")] = 20,
+    only: Annotated[str, typer.Option(help="Runs of which the name has this in it.")] = "",
 ) -> None:
     data = dict(np.load(scores))
     for seed in map(int, seeds.split(",")):
         found = {}
-        for name in (WITHOUT, HONEST, OFF, *LIES):
+        for name in (name for name in RUNS if only in name):
             settings, task, backend = _recorded(data, seed, prompts)
 
             async def opener(kind: str, backend: Recorded = backend, **options: object) -> Recorded:

@@ -306,11 +306,8 @@ async def test_a_party_that_lies_in_fits_is_left_out_of_three_and_then_of_the_ru
     assert result.test is not None
     assert {row.client for row in result.test.rows} == {"*", "client0", "client2"}
     assert "client1" in result.spent
-    assert [c.note.startswith("left out of the run") for c in result.rounds[-1].clients] == [
-        False,
-        False,
-        True,
-    ]
+    noted = {c.client for c in result.rounds[-1].clients if c.note.startswith("left out of the run")}
+    assert noted == {"client1"}
 
 
 @pytest.mark.parametrize("every", [29, 40, 61])
