@@ -124,6 +124,7 @@ class Assessor:
         known: What was assessed.
         centre: The prompt that is being searched around, once there is one.
         chosen: The result, where it is not simply the prompt with the smallest held-out loss.
+        made_up: Whether losses are, as in an estimate: then nobody is suspected for them.
     """
 
     parties: Parties
@@ -132,6 +133,7 @@ class Assessor:
     known: dict[Asked, Assessment] = field(default_factory=dict)
     centre: Assessment | None = None
     chosen: Assessment | None = None
+    made_up: bool = False
 
     def best(self) -> Assessment:
         """The choice: the prompt with the smallest held-out loss, the earlier one where two are equal.

@@ -234,6 +234,7 @@ class Judge(Assessor):
     favourite: AnyPrompt | None = None
     fits: dict[tuple[Kind, bool], FitReport] = field(default_factory=dict)
     starting: list[AnyPrompt] = field(default_factory=list)
+    made_up: bool = True
     _loss: float = 1.0
 
     async def assess(

@@ -95,7 +95,7 @@ async def leave_out_suspects(assessor: Assessor, judged: Assessment) -> list[str
         work = [_among(assessor, judged, [n for n in names if n != left]) for left in names]
         others = [_held_out(one) for one in await side_by_side(work)]
         name = suspect(_held_out(judged), dict(zip(names, others, strict=True)))
-        if name is None:
+        if name is None or assessor.made_up:
             break
         texts = gain(_held_out(judged), others[names.index(name)])[0]
         why = f"without its answers the others' texts are read better, by {texts:.2f} nats a text"
