@@ -4,6 +4,7 @@ Everything here is pure: no clock, no input or output, no randomness, and the or
 arrive does not matter.
 """
 
+from fedbpt_api.aggregate.clipping import clipped
 from fedbpt_api.aggregate.fedavg import FedAvg
 from fedbpt_api.aggregate.fedbpt import FedBPT, SigmaRule
 from fedbpt_api.aggregate.robust import Median, Trimmed
@@ -20,4 +21,5 @@ __all__ = [
     "Update",
     "UpdateError",
     "check_updates",
+    "clipped",
 ]

@@ -207,26 +207,29 @@ class Aggregator(Protocol):
 
 def check_update(state: GlobalState, update: Update) -> None:
     """Raise `UpdateError` if `update` cannot answer `state`."""
+    if problem := _problem(state, update):
+        raise UpdateError(update.client, problem)
 
-    def require(holds: bool, problem: str) -> None:
-        if not holds:
-            raise UpdateError(update.client, problem)
 
-    require(update.round == state.round, f"answers round {update.round}, but this is round {state.round}")
-    require(
-        update.mean.shape == state.mean.shape,
-        f"has a mean of {update.mean.shape[0]} coordinates, but {state.dimension} are searched",
-    )
-    require(bool((np.abs(update.mean) <= LARGEST).all()), "has a mean that is not finite")
-    require(abs(update.loss) <= LARGEST, f"has the loss {update.loss}, which is not finite")
-    require(len(update.step_sizes) > 0, "has no step size; at least one local iteration is needed")
-    require(
-        all(0 < size <= LARGEST for size in update.step_sizes),
-        f"has the step sizes {update.step_sizes}, but all must be finite and above 0",
-    )
-    require(update.population >= 2, f"has a population of {update.population}, but at least 2 are needed")
-    require(update.n >= 1, f"counts {update.n} training texts, but at least 1 is needed")
-    require(update.scored >= 0, f"counts {update.scored} scored examples")
+def _problem(state: GlobalState, update: Update) -> str:
+    """Why an update is not usable; empty where it is."""
+    if update.round != state.round:
+        return f"answers round {update.round}, but this is round {state.round}"
+    if update.mean.shape != state.mean.shape:
+        return f"has a mean of {update.mean.shape[0]} coordinates, but {state.dimension} are searched"
+    if not (np.abs(update.mean) <= LARGEST).all():
+        return "has a mean that is not finite"
+    if not abs(update.loss) <= LARGEST:
+        return f"has the loss {update.loss}, which is not finite"
+    if not update.step_sizes:
+        return "has no step size; at least one local iteration is needed"
+    if not all(0 < size <= LARGEST for size in update.step_sizes):
+        return f"has the step sizes {update.step_sizes}, but all must be finite and above 0"
+    if update.population < 2:
+        return f"has a population of {update.population}, but at least 2 are needed"
+    if update.n < 1:
+        return f"counts {update.n} training texts, but at least 1 is needed"
+    return "" if update.scored >= 0 else f"counts {update.scored} scored examples"
 
 
 def check_updates(state: GlobalState, updates: Iterable[Update]) -> tuple[Update, ...]:

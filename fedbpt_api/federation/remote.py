@@ -33,6 +33,7 @@ from fedbpt_api.scoring.backend import BackendInfo, Floats, Usage
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
 from fedbpt_api.scoring.scorer import Stopped
 from fedbpt_api.verbalizer import Verbalizer, encode
+from fedbpt_api.verbalizer.checks import sums_problem
 from fedbpt_api.verbalizer.messages import AskMoments
 
 Exchange = Callable[[bytes], Awaitable[bytes]]
@@ -167,6 +168,8 @@ class RemoteParty:
         lines = plain.to_lines(answer.fields.get("lines"), len(jobs))
         if not {line.label for line in lines} <= {job.label for job in jobs}:
             raise MessageError(f"{self.name} has written lines for labels that it was not asked for")
+        if any(line.confidence > 0 for line in lines):
+            raise MessageError(f"{self.name} has lines whose label is more than certain")
         return lines
 
     async def fit(
@@ -215,6 +218,9 @@ class RemoteParty:
         sums = plain.to_sums((await self._ask("evaluate", fields, self._inputs(n))).fields)
         if sums.n != n:
             raise MessageError(f"{self.name} has {n} such texts, but tells of {sums.n}")
+        told = sums.correct  # without it the loss has noise, and may be anything
+        if told is not None and (problem := sums_problem(verbalizer, n, sums.loss, told)):
+            raise MessageError(f"{self.name} tells of losses that cannot be: {problem}")
         return sums
 
     async def agreement(
@@ -267,6 +273,8 @@ class RemoteParty:
         body = (await patiently(lambda: self._once("proposal", {}), search_again)).body
         if not body or len(body) % 4:
             raise MessageError(f"{self.name} proposes {len(body)} bytes, which are no float32 numbers")
+        if self._last is not None and len(body) // 4 != (d := self._last[1][0].dimension):
+            raise MessageError(f"{self.name} proposes {len(body) // 4} coordinates, but {d} are searched")
         return plain.to_floats(np.frombuffer(body, dtype="<f4").astype(np.float64))
 
     async def test(
@@ -282,6 +290,8 @@ class RemoteParty:
             answer = await self._ask("test", fields)
         methods = [*(c.method for c in contestants), "majority"]
         tally = plain.to_tally(answer.fields, methods, len(contestants[0].verbalizer.groups))
+        if (counted := int(tally.confusions["majority"].sum())) != self.n_test:
+            raise MessageError(f"{self.name} has {self.n_test} test texts, but counts {counted}")
         progress(self.n_test * len({c.prompt for c in contestants}))
         return tally
 

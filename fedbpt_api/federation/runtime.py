@@ -14,10 +14,16 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from fedbpt_api.aggregate import Aggregator, GlobalState, Update, UpdateError, check_updates
+from fedbpt_api.aggregate import Aggregator, GlobalState, Update, UpdateError, check_updates, clipped
 from fedbpt_api.errors import FedbptError, QuorumError, QuotaError, RunFolderError
 from fedbpt_api.federation.local_search import Plan, Reference, Searched
-from fedbpt_api.federation.messages import decode_state, decode_update, encode_state, encode_update
+from fedbpt_api.federation.messages import (
+    MessageError,
+    decode_state,
+    decode_update,
+    encode_state,
+    encode_update,
+)
 from fedbpt_api.federation.party import Party
 from fedbpt_api.prompts.space import PromptSpace
 from fedbpt_api.scoring.budget import BudgetSpent, shared_out
@@ -37,11 +43,13 @@ class Rules:
         participation: Share of the clients that are asked.
         quorum: Share of the asked clients that must answer.
         timeout: Seconds after which a client is left out; None waits.
+        clip: Multiple of the median step at which steps are clipped before the merge; 0 is off.
     """
 
     participation: float = 1.0
     quorum: float = 0.5
     timeout: float | None = None
+    clip: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +60,14 @@ class Answers(Generic[R]):
         got: Answers by client name.
         missing: Why the others are missing.
         spent: Those of them whose own budget is spent.
+        refused: Those of them who answered what cannot be.
         hints: What each of them may do about it.
     """
 
     got: dict[str, R] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     spent: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
     hints: dict[str, str] = field(default_factory=dict)
 
 
@@ -104,6 +114,8 @@ async def ask_all(
         elif isinstance(result, FedbptError):
             answers.missing[client.name] = result.message
             answers.hints[client.name] = result.hint
+            if isinstance(result, MessageError):
+                answers.refused.add(client.name)
         elif isinstance(result, BaseException):
             raise result
         else:
@@ -182,6 +194,8 @@ async def search_round(
         if searched.moved:  # a search that learnt nothing has nothing to say
             updates[name] = update
     need_quorum(accepted, len(clients), rules.quorum)
+    if rules.clip and updates:
+        updates = {update.client: update for update in clipped(state, list(updates.values()), rules.clip)}
     merged = aggregator.merge(state, updates.values()) if updates else state
     return Round(
         state=merged,

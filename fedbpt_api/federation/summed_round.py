@@ -19,19 +19,16 @@ from fedbpt_api.federation.runtime import Round
 from fedbpt_api.federation.together import SIZE
 from fedbpt_api.prompts.space import PromptSpace
 from fedbpt_api.scoring.backend import Floats
-from fedbpt_api.scoring.budget import BudgetSpent
 
 
 class SummedParty(RemoteParty):
-    """Parties behind a `Together`: all of a question fits into the budget, or none of it is asked."""
+    """Parties behind a `Together`: all of a question fits into the budget, or nothing is scored for it."""
 
     most_pairs = SIZE
 
     def _granted(self, need: int) -> int:
         left = self._run.left()
-        if left is not None and left < need:
-            raise BudgetSpent("the run")
-        return need
+        return need if left is None or left >= need else 0
 
     async def search_together(
         self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference

@@ -16,7 +16,7 @@ from fedbpt_api.federation.runtime import Round, Rules, ask_all, sample, search_
 from fedbpt_api.federation.summed_round import SummedParty, summed_round
 from fedbpt_api.methods.searching import Searching, Stop
 from fedbpt_api.prompts.space import PromptSpace
-from fedbpt_api.run.assess import Assessment
+from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.run.config import FederationSettings
 from fedbpt_api.run.origins import choose_origin
 from fedbpt_api.scoring.backend import Floats
@@ -38,7 +38,7 @@ async def around(run: Searching, centre: Assessment, space: PromptSpace) -> Stop
     run.phase("search")
     run.space, run.assessor.centre = space, centre
     settings, federation = run.settings.search, run.settings.federation
-    rules = Rules(federation.participation, federation.quorum, federation.timeout)
+    rules = Rules(federation.participation, federation.quorum, federation.timeout, federation.clip)
     plan = Plan(
         population=settings.popsize,
         iterations=settings.iterations,

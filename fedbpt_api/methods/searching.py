@@ -9,7 +9,8 @@ from typing import Literal, Protocol
 from fedbpt_api.federation.runtime import Round
 from fedbpt_api.prompts.codebook import Codebook
 from fedbpt_api.prompts.space import PromptSpace
-from fedbpt_api.run.assess import Assessment, Assessor
+from fedbpt_api.run.assess import Assessor
+from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.meter import Meter
 from fedbpt_api.run.parties import Parties

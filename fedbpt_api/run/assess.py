@@ -17,6 +17,7 @@ from fedbpt_api.federation.runtime import Answers, ask_all, need_quorum
 from fedbpt_api.federation.tally import Sums
 from fedbpt_api.prompts.space import Asked, Ensemble, Ids, members_of
 from fedbpt_api.prompts.tuned import TunedPrompt, shown_together
+from fedbpt_api.run.assessment import SPREAD, Assessment, beyond, total
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.parties import Parties
@@ -28,81 +29,6 @@ from fedbpt_api.verbalizer import Answering, FitError, FitReport, Kind, Verbaliz
 R = TypeVar("R")
 START = "start"  # the origin of the user's own prompts
 _QUIET = 1e-3  # nats; less noise in a log-probability changes no choice
-_SPREAD = 0.3  # typical standard deviation of two prompts' difference in loss on a text, in nats
-
-
-@dataclass(frozen=True, slots=True)
-class Assessment:
-    """A prompt with its fitted verbalizer and what it reached on texts that the fit did not see.
-
-    Attributes:
-        prompt: The prompt: token ids, vectors, or several that answer together.
-        text: The prompt as text; of a continuous one, the text that its vectors started from.
-        verbalizer: Fitted on the training texts of all clients that answered.
-        train: For each client the cross-entropy of its training texts, held out by cross-validation.
-        dev: For each client the sums over its development texts; empty where the training texts alone
-            ruled the prompt out.
-        floor: `train` of the centre that the prompt was searched from; empty where it was not.
-        z: Where a continuous prompt lies in its space.
-        repeated: Whether its development texts were scored twice, on a noisy server.
-        fixed: Whether its verbalizer was given, and is not fitted anew.
-    """
-
-    prompt: Asked
-    text: str
-    verbalizer: Verbalizer
-    train: Mapping[str, Sums]
-    dev: Mapping[str, Sums]
-    floor: Mapping[str, Sums]
-    z: Floats | None = None
-    repeated: bool = False
-    fixed: bool = False
-
-    @property
-    def clients(self) -> frozenset[str]:
-        """Who answered for all its texts."""
-        return frozenset(self.train) & frozenset(self.dev)
-
-    @property
-    def train_loss(self) -> float:
-        return _total(self.train).mean_loss
-
-    @property
-    def dev_sums(self) -> Sums:
-        """Over the development texts of all clients."""
-        return _total(self.dev)
-
-    @property
-    def loss(self) -> float:
-        """The number that chooses, over all clients that answered; infinite where it was ruled out."""
-        return self.loss_on(self.clients)
-
-    def loss_on(self, names: Collection[str]) -> float:
-        """Mean held-out loss over some clients' training and development texts together.
-
-        Training texts that a prompt was searched for on count as the search's centre did, or worse;
-        unless there are no others.
-        """
-        train, dev, floor = (_total(part, names) for part in (self.train, self.dev, self.floor))
-        if not train.n:
-            return math.inf
-        counted = max(train.mean_loss, floor.mean_loss) if floor.n and dev.n else train.mean_loss
-        return (train.n * counted + dev.loss) / (train.n + dev.n)
-
-    def beats(self, other: Assessment, errors: float = 0.0) -> bool:
-        """Whether its loss is smaller on the clients that answered for both, by so many standard errors."""
-        common = self.clients & other.clients
-        n = _total(self.train, common).n + _total(self.dev, common).n
-        return self.loss_on(common) < other.loss_on(common) - errors * _SPREAD / math.sqrt(max(n, 1))
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """What goes into the artefact."""
-        scores = {"held_out_loss": self.loss}
-        dev = self.dev_sums
-        if dev.n:
-            scores |= {"dev_loss": dev.mean_loss, "dev_accuracy": dev.accuracy}
-        return scores
 
 
 @dataclass
@@ -116,6 +42,7 @@ class Assessor:
         known: What was assessed.
         centre: The prompt that is being searched around, once there is one.
         chosen: The result, where it is not simply the prompt with the smallest held-out loss.
+        made_up: Whether losses are, as in an estimate: then nobody is suspected for them.
     """
 
     parties: Parties
@@ -124,6 +51,7 @@ class Assessor:
     known: dict[Asked, Assessment] = field(default_factory=dict)
     centre: Assessment | None = None
     chosen: Assessment | None = None
+    made_up: bool = False
 
     def best(self) -> Assessment:
         """The choice: the prompt with the smallest held-out loss, the earlier one where two are equal.
@@ -295,10 +223,11 @@ class Assessor:
         if not self.known or (self.centre is None and self.settings.search.choice == "committee"):
             return True  # a loss on training texts says little, and an ensemble lives on differences
         rival = self.centre or self.best()
-        slack = 0.0 if self.centre else _SPREAD
+        slack = 0.0 if self.centre else SPREAD
         common = frozenset(train) & frozenset(rival.train)
-        new, old = _total(train, common), _total(rival.train, common)
-        return not new.n or new.mean_loss < old.mean_loss + slack / math.sqrt(new.n)
+        new, old = total(train, common), total(rival.train, common)
+        odd = beyond({n: train[n] for n in common}, {n: rival.train[n] for n in common})
+        return not new.n or new.mean_loss + odd < old.mean_loss + slack / math.sqrt(new.n)
 
     async def refit(self, chosen: Assessment, kind: Kind | None = None) -> Verbalizer:
         """The verbalizer for a prompt that has been chosen: development texts may train it now.
@@ -355,6 +284,8 @@ class Assessor:
         federation = self.settings.federation
         answers = await ask_all(clients, question, federation.timeout)
         need_quorum(answers, len(clients), federation.quorum)
+        for name in sorted(answers.refused):
+            self.parties.refuse(name, answers.missing[name])
         return answers
 
     async def fit(
@@ -378,15 +309,13 @@ class Assessor:
                 if not error.client:
                     raise
                 missing[error.client] = error.message
-                self.parties.warnings.append(error.message)
                 left = [fit for fit in left if fit.name != error.client]
                 answers = Answers({fit.name: fit for fit in left}, missing, hints={error.client: error.hint})
                 need_quorum(answers, len(fits), self.settings.federation.quorum)
+                if error.refused:
+                    parties.refuse(error.client, error.message)
+                else:
+                    parties.warnings.append(error.message)
                 continue
             parties.count_bytes(fitted[1].bytes_up, fitted[1].bytes_down)
             return fitted
-
-
-def _total(sums: Mapping[str, Sums], names: Collection[str] | None = None) -> Sums:
-    """Over all clients, or those named; in the order of their names."""
-    return sum((sums[name] for name in sorted(sums) if names is None or name in names), Sums())

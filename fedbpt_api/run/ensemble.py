@@ -14,17 +14,22 @@ own that is better on held-out texts by a standard error wins all the same.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from functools import reduce
 from typing import Final
 
 import numpy as np
 
+from fedbpt_api.aggregate.clipping import without_outliers
 from fedbpt_api.prompts.space import Asked, Ensemble, Ids
-from fedbpt_api.run.assess import Assessment, Assessor
+from fedbpt_api.run.assess import Assessor
+from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.run.private import hidden_by_noise
 from fedbpt_api.scoring.backend import Floats
 
 ORIGIN = "ensemble"
+_ODD = 5.0  # times the median distance from what the others say
 _CLEARLY = 1.0  # standard errors by which a prompt of the user's must be better
 _DOUBT = 1.5  # standard deviations of noise in a loss, within which prompts count as equally good
 TRUST: Final = 0.5
@@ -42,13 +47,15 @@ async def choose_ensemble(assessor: Assessor, most: int) -> Assessment:
         FedbptError: Too few clients answered, or nothing was judged.
     """
     best = assessor.best()
-    judged = [a for a in assessor.known.values() if isinstance(a.prompt, tuple) and a.clients == best.clients]
+    single = [a for a in assessor.known.values() if isinstance(a.prompt, tuple) and a.clients]
+    common = _regulars(single)
+    judged = [a for a in single if common <= a.clients]
     if not isinstance(best.prompt, tuple) or best.fixed or len(judged) < 2:
         return best
     members: list[int] = []
     while len(members) < min(most, len(judged)):
         rest = [p for p in range(len(judged)) if p not in members]
-        losses = await _losses(assessor, judged, [(*members, p) for p in rest])
+        losses = await _losses(assessor, judged, common, [(*members, p) for p in rest])
         members.append(rest[int(np.argmin(losses))])
     chosen: tuple[Ids, ...] = tuple(a.prompt for p in members if isinstance((a := judged[p]).prompt, tuple))
     asked: Asked = Ensemble(chosen) if len(chosen) > 1 else chosen[0]
@@ -56,7 +63,7 @@ async def choose_ensemble(assessor: Assessor, most: int) -> Assessment:
     given = [await assessor.parties.backend.tokenize(text) for text in assessor.settings.prompts]
     rivals = [assessor.known[ids] for ids in given if ids in assessor.known]
     better = [rival for rival in rivals if rival.beats(together, _CLEARLY)]
-    assessor.chosen = min(better, key=lambda a: a.loss) if better else together
+    assessor.chosen = reduce(lambda found, a: a if a.beats(found) else found, better) if better else together
     return assessor.chosen
 
 
@@ -81,13 +88,29 @@ async def average_best(assessor: Assessor, most: int) -> Assessment:
     return assessor.chosen
 
 
-async def _losses(assessor: Assessor, judged: Sequence[Assessment], sets: Sequence[Sequence[int]]) -> Floats:
-    """For each set of places in `judged` its cross-entropy with the target, over all clients' texts."""
+def _regulars(judged: Sequence[Assessment]) -> frozenset[str]:
+    """The clients that answered for at least half of the prompts: nobody chooses by what it leaves out."""
+    times = Counter(name for a in judged for name in a.clients)
+    return frozenset(name for name, count in times.items() if 2 * count >= len(judged))
+
+
+async def _losses(
+    assessor: Assessor, judged: Sequence[Assessment], names: frozenset[str], sets: Sequence[Sequence[int]]
+) -> Floats:
+    """For each set of places in `judged` its cross-entropy with the target, over these clients' texts.
+
+    Only differences between sets mean something. A client whose differences, a text, stand out counts as the
+    most extreme of the others would (`aggregate.clipping`).
+    """
     pairs = [(a.prompt, a.verbalizer) for a in judged]
-    answers = await assessor.ask(lambda client: client.agreement(pairs, sets, TRUST), judged[0].clients)
+    answers = await assessor.ask(lambda client: client.agreement(pairs, sets, TRUST), names)
     size = 4 * len(sets)  # up a float32 a set, down 16-bit places
     assessor.parties.count_bytes(
         dict.fromkeys(answers.got, size), dict.fromkeys(answers.got, 2 * sum(map(len, sets)))
     )
-    found: Floats = np.sum([answers.got[name] for name in sorted(answers.got)], axis=0)
-    return found
+    texts = {c.name: c.n_dev or c.n_train for c in assessor.parties.clients}
+    told = [name for name in sorted(answers.got) if texts[name]]
+    rows = np.array([answers.got[name] for name in told])
+    found: Floats = np.sum(rows, axis=0)
+    away = rows - rows.mean(axis=1, keepdims=True)
+    return found + without_outliers(away, [texts[name] for name in told], _ODD)

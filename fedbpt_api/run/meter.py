@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedbpt_api.federation.party import Party
 from fedbpt_api.federation.runtime import Round
 from fedbpt_api.federation.tally import Sums
-from fedbpt_api.run.assess import Assessment
+from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.result import ClientRecord
 from fedbpt_api.scoring.backend import Usage
@@ -19,7 +19,7 @@ class Meter:
         self._spent = parties.budget.spent
         self._stored = parties.budget.stored
         self._seconds = parties.budget.seconds
-        self._by_client = {c.name: c.budget.spent.scored for c in parties.clients}
+        self._by_client = {c.name: c.budget.spent.scored for c in parties.everyone}
 
     def used(self) -> Usage:
         return self._budget.spent - self._spent
@@ -35,11 +35,15 @@ class Meter:
         return client.budget.spent.scored - self._by_client[client.name]
 
 
-def client_record(client: Party, clock: Meter, shown: Assessment, merged: Round | None) -> ClientRecord:
-    """One client's part of a round's record."""
+def client_record(
+    client: Party, clock: Meter, shown: Assessment, merged: Round | None, left_out: str = ""
+) -> ClientRecord:
+    """One client's part of a round's record; `left_out` says why it was left out of the run."""
     sums = shown.dev.get(client.name, Sums())
     searched = merged.searched.get(client.name) if merged else None
     note = merged.missing.get(client.name, "") if merged else ""
+    if left_out:
+        note = f"left out of the run: {left_out}"
     return ClientRecord(
         client=client.name,
         answered=(searched is not None or merged is None) and not note,

@@ -9,22 +9,25 @@ All of them are assessed; they stay in the race to the end, and the best is the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.local_search import Reference
 from fedbpt_api.federation.runtime import ask_all
 from fedbpt_api.prompts.codebook import Codebook, CodebookSpace, demonstrations, drawn_texts, words_after
 from fedbpt_api.prompts.soft import SoftSpace
 from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import Job, Line
-from fedbpt_api.run.assess import START, Assessment, Assessor
+from fedbpt_api.run.assess import START, Assessor
+from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.padding import blocks_of, settle_padding
 from fedbpt_api.run.parties import Parties
+from fedbpt_api.run.suspects import leave_out_suspects
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.task import Example
@@ -74,10 +77,17 @@ async def _made_up(assessor: Assessor, codebook: Codebook) -> dict[Asked, Codebo
     shown = () if settings.search.form == "words" else await shown_examples(assessor)
     forced = settings.search.form == "demonstrations"
     share = settings.search.opening
-    if not shown or not (forced or assessor.affords(1, share, _writing(assessor, len(shown)))):
+    writing = bool(shown) and (forced or assessor.affords(1, share, _writing(assessor, len(shown))))
+    # The lines take long, and the cross-scoring asks no model: side by side they take no longer than the
+    # lines.
+    work: list[Coroutine[Any, Any, Any]] = [_written(assessor, shown)] if writing else []
+    written: Any
+    written, *_ = await side_by_side([*work, leave_out_suspects(assessor, assessor.best())])
+    if not writing or written is None:
         return spaces
     try:
-        lines = await written_lines(assessor, shown)
+        here = {client.name for client in assessor.parties.clients}
+        lines = _convincing({name: found for name, found in written.items() if name in here}, len(shown))
         draw = 0
         while True:
             begun, wave = draw, dict[Asked, CodebookSpace]()
@@ -169,7 +179,12 @@ def _writing(assessor: Assessor, labels: int) -> int:
 
 
 async def written_lines(assessor: Assessor, shown: Sequence[Shown]) -> list[list[Line]]:
-    """For each label the lines that clients had the model write, the most convincing half.
+    """For each label the lines that clients had the model write, the most convincing half."""
+    return _convincing(await _written(assessor, shown) or {}, len(shown))
+
+
+async def _written(assessor: Assessor, shown: Sequence[Shown]) -> Mapping[str, Sequence[Line]] | None:
+    """The lines that each client had the model write; None where the run's budget ended.
 
     The work is dealt to the clients in turn, to each at most a small share of its own budget.
     """
@@ -190,12 +205,22 @@ async def written_lines(assessor: Assessor, shown: Sequence[Shown]) -> list[list
         dealt[client.name] = jobs[number :: len(parties.clients)][:most]
     timeout = assessor.settings.federation.timeout
     longest = max(map(len, dealt.values())) * cost  # so many questions follow each other
-    answers = await ask_all(
-        parties.clients, lambda c: c.write(dealt[c.name], judge), timeout and timeout * max(longest, 1)
-    )
-    lines = [line for name in sorted(answers.got) for line in answers.got[name]]
+    try:
+        answers = await ask_all(
+            parties.clients, lambda c: c.write(dealt[c.name], judge), timeout and timeout * max(longest, 1)
+        )
+    except BudgetSpent:
+        return None
+    for name in sorted(answers.refused):
+        parties.refuse(name, answers.missing[name])
+    return answers.got
+
+
+def _convincing(written: Mapping[str, Sequence[Line]], labels: int) -> list[list[Line]]:
+    """For each label the half of its lines whose label the model recognises best."""
+    lines = [line for name in sorted(written) for line in written[name]]
     lines.sort(key=lambda line: (-line.confidence, line.ids))
-    by_label = [list(dict.fromkeys(line for line in lines if line.label == k)) for k in range(len(shown))]
+    by_label = [list(dict.fromkeys(line for line in lines if line.label == k)) for k in range(labels)]
     return [found[: (len(found) + 1) // 2] for found in by_label]
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from fedbpt_api.prompts.codebook import CodebookSpace
 from fedbpt_api.prompts.padding import evaluated, missing, pad, typical
 from fedbpt_api.prompts.space import PromptSpace
-from fedbpt_api.run.assess import Assessment, Assessor
+from fedbpt_api.run.assess import Assessor
+from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.run.events import Noted
 
 _GAIN = 0.1  # of the tokens evaluated for each text, below which "auto" leaves prompts as they are

@@ -27,6 +27,7 @@ from fedbpt_api.task import Task
 PartiesOpener = Callable[[Settings, Task, Callable[[], bool], "Keep"], Awaitable["Parties"]]
 """Opens a run, as `open_parties` does."""
 
+_MOST_REFUSALS = 3  # after which a party is left out of the run
 _LONG = 15.0  # seconds that an answer may take before it is remarked on
 Opener = Callable[..., Awaitable[Backend]]  # as `open_backend`
 _ROOM = 48  # tokens that a prompt may add to the longest starting prompt
@@ -37,7 +38,8 @@ class Parties:
     """All that a run holds open.
 
     `room` is how many tokens a prompt may have beside every text; `apart` says that parties are behind a
-    network; `behind` holds clients of this process that are reached by envelopes only, `names` all parties.
+    network; `behind` holds clients of this process that are reached by envelopes only, `names` all parties;
+    `left_out` says why those that were left out of the run are.
     """
 
     backend: Backend
@@ -60,6 +62,9 @@ class Parties:
     facts: Facts = field(default_factory=lambda: Facts(None, b""))
     shelves: Shelves = field(default_factory=lambda: Shelves(None, b"", []))
     verbalizer_bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    left_out: dict[str, str] = field(default_factory=dict)
+    _out: list[Party] = field(default_factory=list)
+    _refusals: Counter[str] = field(default_factory=Counter)
 
     @property
     def count(self) -> int:
@@ -70,6 +75,28 @@ class Parties:
     def info(self) -> BackendInfo:
         return self.backend.info
 
+    @property
+    def everyone(self) -> list[Party]:
+        """Those that take part, then those that were left out."""
+        return [*self.clients, *self._out]
+
+    def leave_out(self, name: str, why: str) -> None:
+        """Ask a party nothing more, and say why."""
+        if name in self.left_out:
+            return
+        self._out += [client for client in self.clients if client.name == name]
+        self.clients = [client for client in self.clients if client.name != name]  # who iterates, goes on
+        self.left_out[name] = why
+        self.warnings.append(f"{name} is left out of the run: {why}")
+
+    def refuse(self, name: str, why: str) -> None:
+        """Say that a party answered what cannot be; after the third time it is left out of the run."""
+        self._refusals[name] += 1
+        if self._refusals[name] == 1:
+            self.warnings.append(f"{name} is left out of a question: {why}")
+        if self._refusals[name] == _MOST_REFUSALS:
+            self.leave_out(name, f"it answered what cannot be {_MOST_REFUSALS} times, at last: {why}")
+
     def started(self, limit: int | None) -> Started:
         texts = {c.name: (c.n_train, c.n_dev) for c in self.clients}
         return Started(tuple(texts), texts, self.info.model, limit)
@@ -77,7 +104,7 @@ class Parties:
     def spent(self) -> dict[str, dict[str, int | float]]:
         """What each client spent on the search and, apart, on the test; bytes of words and verbalizers."""
         table: dict[str, dict[str, int | float]] = {}
-        for client in self.clients:
+        for client in self.everyone:
             budget = client.budget
             table[client.name] = {
                 "scored": budget.spent.scored,
@@ -158,7 +185,7 @@ class Parties:
 
     async def aclose(self) -> None:
         """Give up on what is under way and close everything."""
-        for client in (*self.clients, *self.behind):
+        for client in (*self.everyone, *self.behind):
             await client.aclose()
         await self.shelves.aclose()
         for journal in self.journals:

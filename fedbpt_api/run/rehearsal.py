@@ -16,7 +16,8 @@ import numpy as np
 
 from fedbpt_api.prompts.space import AnyPrompt, Asked, Ensemble
 from fedbpt_api.prompts.written import CHOICES
-from fedbpt_api.run.assess import Assessment, Assessor
+from fedbpt_api.run.assess import Assessor
+from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Event
 from fedbpt_api.run.parties import Keep, Opener, Parties
@@ -234,6 +235,7 @@ class Judge(Assessor):
     favourite: AnyPrompt | None = None
     fits: dict[tuple[Kind, bool], FitReport] = field(default_factory=dict)
     starting: list[AnyPrompt] = field(default_factory=list)
+    made_up: bool = True
     _loss: float = 1.0
 
     async def assess(

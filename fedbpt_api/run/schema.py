@@ -191,6 +191,10 @@ class FederationSettings(Section):
         participation: Share of the clients that are asked in a round.
         quorum: Share of the asked clients that must answer for the run to go on.
         timeout: Seconds after which a client is left out of a round.
+        clip: Multiple of the median at which clients' steps are cut before the merge; 0 is off.
+        cross_scoring: Whether verbalizers are fitted without each client in turn, so that one whose answers
+            make the others' texts be read much worse is found and left out; with 4 to 32 clients. It costs no
+            call.
     """
 
     aggregator: Literal["fedbpt", "fedavg", "median", "trimmed"] = "fedbpt"
@@ -199,6 +203,8 @@ class FederationSettings(Section):
     participation: Share = 1.0
     quorum: Share = 0.5
     timeout: PositiveFloat | None = None
+    clip: NotNegative = 3.0
+    cross_scoring: bool = True
 
 
 class PrivacySettings(Section):

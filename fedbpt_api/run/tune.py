@@ -21,7 +21,8 @@ from fedbpt_api.methods.searching import Searching, Stop
 from fedbpt_api.prompts.codebook import Codebook, codebook_for
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run import present
-from fedbpt_api.run.assess import Assessment, Assessor
+from fedbpt_api.run.assess import Assessor
+from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.enclosed import opener_of
 from fedbpt_api.run.ensemble import average_best, choose_ensemble
@@ -33,6 +34,7 @@ from fedbpt_api.run.meter import Meter, client_record
 from fedbpt_api.run.parties import Keep, Parties, PartiesOpener, versions
 from fedbpt_api.run.private import releases, told
 from fedbpt_api.run.result import RoundRecord, RunResult
+from fedbpt_api.run.suspects import leave_out_suspects
 from fedbpt_api.run.testing import compared, contestants_of, final_test
 from fedbpt_api.run.words import choose_words
 from fedbpt_api.scoring.budget import BudgetSpent
@@ -191,11 +193,15 @@ class Tuner:
 
     async def _finish(self, parties: Parties, assessor: Assessor, stopped: Stop) -> RunResult:
         """Save the tuned prompt; then read the test texts, once."""
-        found = await self._together(parties, assessor)
-        testing = stopped != "cancelled" and any(client.n_test for client in parties.clients)
-        work: list[Coroutine[Any, Any, Any]] = [assessor.refit(found, "bias"), assessor.refit(found)]
-        work += [compared(assessor)] if testing else []
-        bias, verbalizer, *others = await side_by_side(work)
+        suspected = True
+        while suspected:
+            found = await self._together(parties, assessor)
+            testing = stopped != "cancelled" and any(client.n_test for client in parties.clients)
+            work: list[Coroutine[Any, Any, Any]] = [assessor.refit(found, "bias"), assessor.refit(found)]
+            work += [compared(assessor)] if testing else []
+            # Who lied in what it was asked since the first time is found here, before the test.
+            work = [leave_out_suspects(assessor, found), *work]
+            suspected, bias, verbalizer, *others = await side_by_side(work)
         self._fallback = bias
         best = replace(found, verbalizer=verbalizer)
         self._save(best)
@@ -279,7 +285,10 @@ class Tuner:
             seconds=clock.seconds(),
             bytes_up=merged.bytes_up * len(searched) if merged else 0,
             bytes_down=merged.bytes_down * len(searched) if merged else 0,
-            clients=tuple(client_record(c, clock, shown, merged) for c in parties.clients),
+            clients=tuple(
+                client_record(c, clock, shown, merged, parties.left_out.get(c.name, ""))
+                for c in parties.everyone
+            ),
             prompt=best.text,
         )
 

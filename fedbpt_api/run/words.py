@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.verbalizer import WordSums, encode, merge_words
+from fedbpt_api.verbalizer.words import bounded
 
 
 async def choose_words(parties: Parties, assessor: Assessor) -> None:
@@ -20,7 +21,8 @@ async def choose_words(parties: Parties, assessor: Assessor) -> None:
     if verbalizer.kind == "weighted" and wanted > len(words):
         answers = await assessor.ask(lambda c: c.word_sums(parties.start_ids))
         begun = parties.trie.shared  # what these tell, the label words that begin with them tell
-        got = [answers.got[name] for name in sorted(answers.got)]
+        texts = {client.name: client.n_train for client in parties.clients if client.name in answers.got}
+        got = [pairs for _, pairs in sorted(bounded(answers.got, texts).items())]
         lists = [tuple(pair for pair in pairs if pair[0] not in begun) for pairs in got]
         words = merge_words(lists, parties.label_tokens, wanted)
         parties.count_bytes({n: len(encode(WordSums.of(p))) for n, p in answers.got.items()}, {})

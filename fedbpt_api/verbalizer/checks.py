@@ -11,12 +11,14 @@ from typing import Final
 
 import numpy as np
 
+from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.verbalizer.discriminant import square
 from fedbpt_api.verbalizer.messages import AskCross, AskMoments, AskSums, Begin, Cross, Message, Moments, Sums
-from fedbpt_api.verbalizer.verbalizer import LOWEST
+from fedbpt_api.verbalizer.verbalizer import LOWEST, Verbalizer
 
 _STEEP: Final = 1e4  # largest derivative of one text's loss; scores have unit variance within labels
 _ROUNDING: Final = 1e-6
+_SINGLE: Final = 1e-5  # relative rounding of what travels in single precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +74,54 @@ def _moments(asked: Asked, question: AskMoments, answer: Moments) -> str:
         return "its words vary by more than they can"
     if (spread**2 > np.outer(own, own) * (1 + 1e-6) + _ROUNDING).any():
         return "its words vary together by more than each of them"
+    if not _semidefinite(spread, 1e-9):
+        return "its words vary together as none can"
     return "" if 0 <= answer.bounded <= n * asked.width else "its number of bounds is none"
 
 
 def _sums(asked: Asked, answer: Sums, models: int, p: int) -> str:
-    second = (models, p * (p + 1) // 2)
     shapes = [values.shape for values in (answer.losses, answer.gradients, answer.curvature)]
-    if shapes != [(models,), (models, p), second]:
+    if shapes != [(models,), (models, p), (models, p * (p + 1) // 2)]:
         return f"it sent other sums than those of {models} models of {p} parameters"
     n = asked.n
-    if (answer.losses < -_ROUNDING).any() or (np.abs(answer.gradients) > _STEEP * n).any():
+    if (answer.losses < -_ROUNDING).any() or not _slopes(asked, answer.losses, answer.gradients):
         return "its losses or their derivatives cannot be"
     for triangle in answer.curvature:
-        own = np.diag(square(triangle))
-        if (own < -_ROUNDING * max(n, 1)).any() or (own > _STEEP**2 * n).any():
+        second = square(triangle)
+        own = np.diag(second)
+        # Of the biases: Q' (diag(p) - p p') Q, summed over texts, with p (1 - p) at most 1/4, a variance.
+        if (own > _STEEP**2 * n).any() or (own[1:-1] > n / 2 + _SINGLE * max(n, 1)).any():
             return "its curvature cannot be"
+        if not _semidefinite(second, _SINGLE):
+            return "its curvature cannot be: losses are convex"
     return ""
+
+
+def _slopes(asked: Asked, losses: Floats, gradients: Floats) -> bool:
+    """Whether texts can have these losses, shape [M], and their derivatives, shape [M, p].
+
+    A text's loss has the derivative p - e_y by its logits, of norm at most sqrt(2) (1 - p_y), and 1 - p_y is
+    at most its loss -log p_y; biases are orthonormal contrasts of logits (`regression.contrasts`). The
+    scale's derivative is a mean difference of label log-probabilities, which lie within LOWEST nats.
+    """
+    wrong = np.minimum(np.maximum(losses, 0.0), asked.n) * (1 + _ROUNDING) + _ROUNDING
+    steep = np.abs(gradients) > _STEEP * asked.n
+    spread = -LOWEST + np.log(max(asked.width, asked.labels))
+    biases = np.sqrt((gradients[:, 1:-1] ** 2).sum(axis=1)) > np.sqrt(2) * wrong
+    return not (steep.any() or biases.any() or (np.abs(gradients[:, 0]) > spread * wrong).any())
+
+
+def _semidefinite(matrix: Floats, rounding: float) -> bool:
+    """Whether a symmetric matrix is positive semidefinite, but for a share of its largest element."""
+    size = len(matrix)
+    if not size:
+        return True
+    slack = (rounding * float(np.abs(matrix).max()) + _ROUNDING) * size
+    try:
+        np.linalg.cholesky(matrix + slack * np.eye(size))
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def _cross(asked: Asked, question: AskCross, answer: Cross) -> str:
@@ -101,6 +135,33 @@ def _cross(asked: Asked, question: AskCross, answer: Cross) -> str:
     # The square of a sum of n numbers is at most n times the sum of their squares (Cauchy and Schwarz).
     if (answer.sums < -_ROUNDING).any() or (answer.sums**2 > answer.n * own * (1 + 1e-6) + _ROUNDING).any():
         return "its losses cannot be"
+    if (answer.products < -_ROUNDING).any() or not _semidefinite(np.asarray(answer.products), 1e-9):
+        return "its losses cannot be: the products of two do not go together"
     if (np.abs(answer.gradients) > _STEEP * answer.n).any():
         return "the derivatives of its losses cannot be"
     return ""
+
+
+def sums_problem(verbalizer: Verbalizer, n: int, loss: float, correct: int) -> str:
+    """Why n texts cannot have this summed loss with so many of them read correctly; empty where they may.
+
+    The label that is read is the most probable one: a text that is read correctly costs at most log C nats,
+    one that is not at least log 2, and no text more than the verbalizer's logits can lie apart.
+    """
+    slack = _ROUNDING * max(n, 1)
+    wrong = n - correct
+    if loss < wrong * np.log(2) - slack:
+        return f"{wrong} of {n} texts that are read wrongly cost more than {loss:g} nats"
+    most = correct * np.log(len(verbalizer.groups)) + wrong * _farthest(verbalizer)
+    return f"{n} texts cannot cost {loss:g} nats" if loss > most * (1 + _ROUNDING) + slack else ""
+
+
+def _farthest(verbalizer: Verbalizer) -> float:
+    """Nats that no text's loss exceeds, whatever the model says of it."""
+    low = -LOWEST + np.log(len(verbalizer.words))
+    scaled = verbalizer.weights / verbalizer.spread
+    centred = scaled - scaled.mean(axis=0)
+    logits = verbalizer.bias - scaled @ verbalizer.mean
+    weighed = 2 * low * np.abs(centred).sum(axis=1).max()
+    labels = np.log(len(verbalizer.groups))
+    return float(abs(verbalizer.scale) * low + weighed + np.ptp(logits) + labels)

@@ -12,8 +12,10 @@ class FitError(FedbptError):
         message: What was wrong.
         hint: What to do about it.
         client: Whose answer it was; empty where it is nobody's.
+        refused: Whether that answer came and cannot be true.
     """
 
-    def __init__(self, message: str, hint: str = "", client: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", client: str = "", refused: bool = False) -> None:
         super().__init__(message, hint)
         self.client = client
+        self.refused = refused

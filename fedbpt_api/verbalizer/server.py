@@ -141,9 +141,10 @@ def _checked(name: str, asked: Asked, question: Message, answer: bytes) -> Messa
     try:
         message = decode(answer)
     except FitError as error:
-        raise FitError(f"{name}: {error.message}", error.hint, name) from error
+        raise FitError(f"{name}: {error.message}", error.hint, name, refused=True) from error
     if found := problem(asked, question, message):
-        raise FitError(f"{name} cannot take part in a fit: {found}", "do all run the same version?", name)
+        why = f"{name} cannot take part in a fit: {found}"
+        raise FitError(why, "do all run the same version?", name, refused=True)
     return message
 
 

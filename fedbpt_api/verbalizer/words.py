@@ -20,6 +20,9 @@ MAX_PAIRS = 500
 _TIE = 1e-6  # of the summed probability, so that it decides where nothing varies
 _PROBABLE = 1000  # words that are looked at: a rare word's log-probability varies, but tells little
 
+_FEWEST = 4  # clients among which one that is odd can be told
+_ODD = 4.0  # times another client's
+
 Pairs = tuple[tuple[int, float], ...]
 
 
@@ -72,6 +75,36 @@ def merge_words(sums: Iterable[Pairs], label_words: Sequence[int], count: int = 
     others = [(t, math.fsum(values)) for t, values in found.items() if t not in set(label_words)]
     ranked = [token for token, _ in sorted(others, key=_largest)]
     return (*label_words, *ranked[: count - len(label_words)])
+
+
+def bounded(sums: Mapping[str, Pairs], texts: Mapping[str, int]) -> dict[str, Pairs]:
+    """What clients sent, where no client makes a word vary much more than every other one does.
+
+    A sum is cut at 4 times, a text, the largest that another client has for the word; where no other names
+    it, at 4 times the largest of what their lists end with. With fewer than 4 clients all stays as it is.
+
+    Args:
+        sums: By client.
+        texts: Their texts.
+    """
+    each = {name: max(texts[name], 1) for name in sums}
+    tables = {name: {t: value / each[name] for t, value in pairs} for name, pairs in sums.items()}
+    if len(tables) < _FEWEST:
+        return dict(sums)
+    ends = {name: min(table.values(), default=0.0) for name, table in tables.items()}
+    found: dict[str, Pairs] = {}
+    for name, pairs in sums.items():
+        others = [table for other, table in tables.items() if other != name]
+        end = max(value for other, value in ends.items() if other != name)
+        bounds = [
+            _ODD * each[name] * max((t.get(token, 0.0) for t in others), default=0.0) for token, _ in pairs
+        ]
+        least = _ODD * each[name] * end
+        found[name] = tuple(
+            (token, min(value, max(bound, least)))
+            for (token, value), bound in zip(pairs, bounds, strict=True)
+        )
+    return found
 
 
 def label_groups(label_words: Sequence[Sequence[object]]) -> tuple[tuple[int, ...], ...]:

@@ -22,6 +22,8 @@ from fedbpt_api.federation.messages import Broadcast, MessageError
 from fedbpt_api.federation.recorded import Records
 from fedbpt_api.federation.remote import Exchange, RemoteParty
 from fedbpt_api.federation.responder import Responder
+from fedbpt_api.federation.tally import Contestant
+from fedbpt_api.prompts.written import Job
 from fedbpt_api.run.events import Event, Warned
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
@@ -194,6 +196,9 @@ async def lying(change: Callable[[dict[str, Any]], None], kind: str) -> RemotePa
         ({"answer": {"n": 7, "loss": 1.0, "correct": 1}}, "tells of 7"),
         ({"answer": {"n": 8, "loss": None, "correct": 1}}, "no finite number"),
         ({"answer": {"n": 8, "loss": 1.0, "correct": 9}}, "9 of 8 texts are correct"),
+        ({"answer": {"n": 8, "loss": 0.0, "correct": 7}}, "losses that cannot be"),
+        ({"answer": {"n": 8, "loss": -1.0, "correct": 8}}, "losses that cannot be"),
+        ({"answer": {"n": 8, "loss": 1e6, "correct": 1}}, "losses that cannot be"),
         ({"answer": [1]}, "with something else"),
         ({"spent": []}, "what it has spent: it is missing"),
         ({"spent": {"life": "x", "search": {}, "test": {}}}, "what it has spent"),
@@ -223,6 +228,44 @@ async def test_a_search_by_another_name_is_refused() -> None:
         await party.search(Broadcast(0, np.zeros(2), 1.0), WordSpace(), PLAN, reference)
 
 
+async def test_lines_whose_label_is_more_than_certain_are_refused() -> None:
+    def boast(fields: dict[str, Any]) -> None:
+        fields["answer"] = {"lines": [{"label": 0, "ids": [1, 2, 3], "confidence": 0.1}]}
+
+    party = await lying(boast, "lines")
+    jobs = [Job(0, (1,), (2,), (3,), (0, 0, 0))]
+    with pytest.raises(MessageError, match="more than certain"):
+        await party.write(jobs, Reference(await start_ids(), Verbalizer.from_words(WORDS, GROUPS)))
+
+
+async def test_a_test_of_other_texts_than_there_are_is_refused() -> None:
+    def inflate(fields: dict[str, Any]) -> None:
+        for counts in fields["answer"]["confusions"].values():
+            counts[0][0] += 90
+
+    party = await lying(inflate, "tally")
+    words = Verbalizer.from_words(WORDS, GROUPS)
+    with pytest.raises(MessageError, match=r"0 test texts, but counts 90"):
+        await party.test([Contestant("tuned", await start_ids(), words)], 0)
+
+
+async def test_a_proposal_of_other_coordinates_than_are_searched_is_refused() -> None:
+    responder = Responder(await make_client())
+
+    async def exchange(data: bytes) -> bytes:
+        answer = opened(await responder.answer(data))
+        body = answer.body * 2 if answer.kind == "proposal" else answer.body
+        return seal(Envelope(answer.kind, answer.fields, body))
+
+    party = await RemoteParty.reach(exchange, Budget())
+    rounds = (WordSpace(), PLAN, Reference(await start_ids(), Verbalizer.from_words(WORDS, GROUPS)))
+    responder._round = rounds
+    party._told = ((), rounds)
+    await party.search(Broadcast(0, np.zeros(2), 1.0), *rounds)
+    with pytest.raises(MessageError, match="proposes 4 coordinates, but 2 are searched"):
+        await party.proposal()
+
+
 async def test_what_is_granted_is_never_exceeded() -> None:
     client = await make_client()
     client.budget.parent = Budget()
@@ -235,7 +278,7 @@ async def test_what_is_granted_is_never_exceeded() -> None:
     assert run.spent.scored == party.budget.spent.scored == 8 and run.left() == 3
 
 
-async def test_a_party_that_lies_in_a_fit_is_left_out_of_it_and_named(toys: Toys) -> None:
+async def test_a_party_that_lies_in_fits_is_left_out_of_three_and_then_of_the_run(toys: Toys) -> None:
     task, warned = make_task(), list[str]()
 
     def between(client: Client) -> Exchange:
@@ -255,9 +298,16 @@ async def test_a_party_that_lies_in_a_fit_is_left_out_of_it_and_named(toys: Toys
             warned.append(event.message)
 
     result = await run_between(task, {}, between, listen)
-    assert any("client1" in text and "no message of a verbalizer's fit" in text for text in warned)
+    told = [text for text in warned if "no message of a verbalizer's fit" in text]
+    assert [text.split(":")[0] for text in told] == [
+        "client1 is left out of a question",
+        "client1 is left out of the run",
+    ]
     assert result.test is not None
-    assert {row.client for row in result.test.rows} == {"*", *(c.name for c in task.clients)}
+    assert {row.client for row in result.test.rows} == {"*", "client0", "client2"}
+    assert "client1" in result.spent
+    noted = {c.client for c in result.rounds[-1].clients if c.note.startswith("left out of the run")}
+    assert noted == {"client1"}
 
 
 @pytest.mark.parametrize("every", [29, 40, 61])

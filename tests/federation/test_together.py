@@ -26,6 +26,7 @@ from fedbpt_api.run.tune import Tuner
 from toy import Toys, make_task
 from toy_runs import after_round, make_settings
 
+SPENT: dict[str, object] = {"search.choice": "committee", "search.ensemble": 2, "budget.scored": 800}
 RUNS: dict[str, dict[str, object]] = {
     "rounds": {"search.rounds": 4},
     "averages": {"search.rounds": 3, "federation.aggregator": "fedavg"},
@@ -165,6 +166,13 @@ async def test_a_run_of_sums_goes_on_where_it_was(toys: Toys, tmp_path: Path) ->
     assert result.spent[TOGETHER]["scored"] == whole.spent[TOGETHER]["scored"]
     assert toys["toy"].requests == requests
     assert (await replay(tmp_path / "run", task=task)).differences == ()
+
+
+async def test_what_costs_nothing_is_answered_when_the_budget_is_spent(toys: Toys) -> None:
+    """The members of an ensemble are scored already, so judging it takes no budget."""
+    summed, judged = await run(SPENT | {"privacy.mode": "sums", "search.rounds": 9})
+    assert summed.stopped == "budget" and summed.spent[TOGETHER]["scored"] <= 800
+    assert judged[-1].origin == "ensemble" and summed.test is not None
 
 
 async def test_what_does_not_go_together_is_refused(toys: Toys) -> None:

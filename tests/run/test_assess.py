@@ -7,7 +7,7 @@ import math
 import pytest
 
 from fedbpt_api.federation.tally import Sums
-from fedbpt_api.run.assess import Assessment
+from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.encode import Encoder

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbpt_api.verbalizer import WordSums, decode, encode, label_groups, merge_words, word_sums
+from fedbpt_api.verbalizer.words import bounded
 
 shares = st.dictionaries(st.integers(0, 40), st.floats(2**-20, 1.0), max_size=12)
 
@@ -74,3 +75,23 @@ def test_too_many_or_repeated_label_words_are_refused() -> None:
 
 def test_groups_are_columns_in_the_order_of_the_labels() -> None:
     assert label_groups([[" bad", " awful"], [" good"]]) == ((0, 1), (2,))
+
+
+def test_no_client_makes_a_word_vary_more_than_four_times_as_much_as_another_has_it() -> None:
+    honest = dict.fromkeys("abc", ((7, 10.0), (8, 6.0), (9, 1.0)))
+    texts = dict.fromkeys("abcd", 10) | {"d": 20}
+    liar = ((50, 1e9), (8, 1e9), (9, 7.0), (7, 19.0))
+    kept = bounded(honest | {"d": liar}, texts)
+    assert {name: kept[name] for name in "abc"} == honest
+    # A text 0.6 nats squared is the others' for 8, and 0.1 what their lists end with; of 20 texts, times 4.
+    assert [token for token, _ in kept["d"]] == [50, 8, 9, 7]
+    assert [value for _, value in kept["d"]] == pytest.approx([8.0, 48.0, 7.0, 19.0])
+    three = {name: pairs for name, pairs in (honest | {"d": liar}).items() if name != "a"}
+    assert bounded(three, texts) == three
+
+
+@given(st.lists(shares, min_size=4, max_size=8), st.integers(1, 50))
+def test_clients_that_say_the_same_stay_as_they_are(clients: list[dict[int, float]], n: int) -> None:
+    pairs = word_sums([{t: math.log(p) for t, p in client.items()} for client in clients])
+    sums = {str(number): pairs for number in range(5)}
+    assert bounded(sums, dict.fromkeys(sums, n)) == sums
