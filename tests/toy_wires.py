@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedbpt_api.federation.client import Client
-from fedbpt_api.federation.remote import Exchange, RemoteParty
+from fedbpt_api.federation.exchange import Exchange
+from fedbpt_api.federation.remote import RemoteParty
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Event
 from fedbpt_api.run.opening import open_parties

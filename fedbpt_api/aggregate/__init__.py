@@ -6,6 +6,7 @@ arrive does not matter.
 
 from fedbpt_api.aggregate.fedavg import FedAvg
 from fedbpt_api.aggregate.fedbpt import FedBPT, SigmaRule
+from fedbpt_api.aggregate.late import discount, rebased
 from fedbpt_api.aggregate.robust import Median, Trimmed
 from fedbpt_api.aggregate.state import Aggregator, GlobalState, Update, UpdateError, check_updates
 
@@ -20,4 +21,6 @@ __all__ = [
     "Update",
     "UpdateError",
     "check_updates",
+    "discount",
+    "rebased",
 ]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from fedbpt_api.errors import FedbptError
-from fedbpt_api.federation.remote import Exchange
+from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.scoring.record_file import RecordFile, read_records
 
 _KIND: Final = "file of answers"

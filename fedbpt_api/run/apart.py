@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from fedbpt_api.errors import ConfigError, FedbptError, RunFolderError
+from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.host import task_envelope
 from fedbpt_api.federation.recorded import Records
-from fedbpt_api.federation.remote import Exchange, RemoteParty
+from fedbpt_api.federation.remote import RemoteParty
 from fedbpt_api.prompts.tuned import read_json, write_json
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.opening import Opening, facts_of

@@ -191,6 +191,7 @@ class FederationSettings(Section):
         participation: Share of the clients that are asked in a round.
         quorum: Share of the asked clients that must answer for the run to go on.
         timeout: Seconds after which a client is left out of a round.
+        late: Whether a search that is later goes on, and joins the merge of a later round; or is dropped.
     """
 
     aggregator: Literal["fedbpt", "fedavg", "median", "trimmed"] = "fedbpt"
@@ -199,6 +200,7 @@ class FederationSettings(Section):
     participation: Share = 1.0
     quorum: Share = 0.5
     timeout: PositiveFloat | None = None
+    late: Literal["use", "drop"] = "use"
 
 
 class VerbalizerSettings(Section):

@@ -11,8 +11,8 @@ import pytest
 from fedbpt_api.aggregate.state import Update
 from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.envelope import Envelope, opened, seal
+from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.federation.messages import decode_update, encode_update
-from fedbpt_api.federation.remote import Exchange
 from fedbpt_api.federation.responder import Responder
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.task import Task
