@@ -117,11 +117,12 @@ async def ask_all(
                 return await question(client)
         task = asyncio.ensure_future(question(client))
         try:
-            async with asyncio.timeout(timeout) as deadline:
+            async with asyncio.timeout(timeout):
                 return await asyncio.shield(task)
         except TimeoutError:
-            if deadline.expired() and not task.done():
-                late(client, task)
+            if task.done():  # just now, or its own server's time is over
+                return task.result()
+            late(client, task)
             raise
         except asyncio.CancelledError:
             task.cancel()
