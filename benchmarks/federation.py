@@ -2,14 +2,15 @@
 
     python benchmarks/federation.py merge                 # a thousand updates of 500 coordinates, each rule
     python benchmarks/federation.py floor --nodes 2       # Flower's own time for a message there and back
-    python benchmarks/federation.py late                  # parties that are always late: their updates used, or dropped
+    python benchmarks/federation.py late                  # parties that are always late
 
 `floor` runs an app that does nothing with the messages it gets, over TLS and with keys as the demo does; with
 `--party` the same messages go through a party's process and are answered there. Their difference is what this
 package adds to a message.
 
-`late`: ten parties search for the weights of a classifier, each on 32 texts of its own with a mix of labels of its
-own. Some are always a round late. The loss on texts of all mixes is printed for both ways to treat them.
+`late`: ten parties search for the weights of a classifier, each on 32 texts of its own with a mix of labels
+of its own. Some are always a round late. The loss on texts of all mixes is printed where their updates are
+used, and where they are dropped.
 """
 
 from __future__ import annotations
