@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from fedbpt_api.flower.loopback import HOST, Loopback, free_port
 
@@ -191,9 +191,8 @@ class Proxy:
         self._flowing.set()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._carry, HOST, self.port), self._loop
-        ).result()
+        listening = asyncio.start_server(self._carry, HOST, self.port)
+        self._server = asyncio.run_coroutine_threadsafe(listening, self._loop).result()
 
     def cut(self) -> None:
         """End all connections, and take no more until `mend`."""
@@ -208,14 +207,17 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._mend)
 
     def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    async def _end(self) -> None:
+        self._server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _cut(self) -> None:
         self._open = False

@@ -19,11 +19,11 @@ from fedbpt_api.run.result import RunResult
 from fedbpt_api.scoring.journal import read_journal
 from fedbpt_api.scoring.record_file import read_records
 from fedbpt_api.task import ClientData, Example, Task
-from toy import LABEL_WORDS, TEMPLATE, make_task
+from toy import LABEL_WORDS, PROMPT, TEMPLATE, make_task
 from toy_runs import make_values
 
 PARTIES: Final = 3
-DEADLINE: Final = 45.0
+DEADLINE: Final = 60.0
 """Seconds that a party has for an answer: several times of what Flower takes for a message."""
 
 OURS: Final = f"package {ROOT / 'fedbpt_api' / '__init__.py'}"
@@ -92,11 +92,13 @@ def noisy_task() -> Task:
 def write_federation(folder: Path, task: Task) -> dict[str, Path]:
     """The app, and each party's files and settings; where the latter are."""
     changes: dict[str, object] = {
+        "prompts": [PROMPT],
         "backend": {"kind": "stub"},
         "budget.scored": 20_000,
         "federation.timeout": DEADLINE,
         "search.rounds": 3,
         "search.iterations": 2,
+        "search.proposals": 0,  # a message less in each round
         "test.compare": "none",
         "verbalizer.kind": "bias",
     }

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 import tempfile
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +29,10 @@ import typer
 from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT, GlobalState, Median, Trimmed, Update, rebased
 from fedbpt_api.flower.loopback import Loopback
 from fedbpt_api.scoring.backend import Floats
-from fedbpt_api.search import cma_es
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="Could not import matplotlib")
+    from cma import CMAEvolutionStrategy
 
 app = typer.Typer(add_completion=False)
 
@@ -139,12 +143,21 @@ class Mixes:
 
     def searched(self, party: int, state: GlobalState) -> Update:
         """A party's local search: four generations of six, as by default."""
-        found = cma_es.start(state.mean, state.sigma, (self.seed, state.round, party), 6)
+        draws = np.random.default_rng((self.seed, state.round, party))
+        options = {
+            "popsize": 6,
+            "randn": lambda rows, columns: draws.standard_normal((rows, columns)),
+            "seed": np.nan,
+            "verbose": -9,
+        }
+        search = CMAEvolutionStrategy(state.mean, state.sigma, options)
+        steps = []
         for _ in range(4):
-            found = cma_es.tell(found, [self.loss(z, self.texts[party]) for z in cma_es.ask(found)])
-        mean, _ = cma_es.center(found)
-        loss, steps = self.loss(mean, self.texts[party]), cma_es.step_sizes(found)
-        return Update(f"party{party}", state.round, mean, loss, steps, 6, n=32)
+            steps.append(float(search.sigma))
+            points = search.ask()
+            search.tell(points, [self.loss(z, self.texts[party]) for z in points])
+        loss = self.loss(search.mean, self.texts[party])
+        return Update(f"party{party}", state.round, search.mean, loss, tuple(steps), 6, n=32)
 
     def tuned(self, rule: Aggregator, rounds: int, late: int, use: bool) -> float:
         """The held-out loss after so many rounds.
