@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 from collections import Counter
@@ -77,6 +78,7 @@ def opener(find: Find) -> PartiesOpener:
             if problems:
                 raise ConfigError(problems)
             parties.room = min(rooms)
+            records.opened = True
         except BaseException:
             records.close()
             await opening.aclose()
@@ -104,10 +106,13 @@ async def _reach(
     """Tell a party its task.
 
     Raises:
-        FedbptError: It cannot take part, or is another than it said.
+        FedbptError: It cannot take part, does not answer in time, or is another than it said.
     """
     try:
-        party = await RemoteParty.reach(exchange, parties.budget, task, deadline)
+        async with asyncio.timeout(deadline):
+            party = await RemoteParty.reach(exchange, parties.budget, task, deadline)
+    except TimeoutError:
+        raise FedbptError(f"{name}: no answer within {deadline:g} s", "see to it, then start again") from None
     except FedbptError as error:
         raise FedbptError(f"{name}: {error.message}", error.hint) from error
     if party.name != name:

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 
 import orjson
+import pytest
 
+from fedbpt_api.errors import FedbptError
 from fedbpt_api.federation.envelope import opened
 from fedbpt_api.federation.messages import decode_state
 from fedbpt_api.flower.bundle import unpack
@@ -105,3 +107,22 @@ async def test_a_search_that_is_lost_is_asked_for_again_in_the_next_round(
     assert notes(result) == ["", "", "no answer within 3 s", "", ""]
     asked = [number for data in grid.members[LATE].seen for number in rounds_of(data)]
     assert asked == [0, 2, 3]
+
+
+async def test_a_party_that_is_lost_while_the_run_is_opened_ends_it_and_is_asked_again(
+    toys: Toys, fed: Federation
+) -> None:
+    """What was sent to it will never be answered; a run that waited for that would wait for ever."""
+    task = make_task()
+    config, grid = fed.write(task, CHANGES | {"federation.timeout": 3}), fed.grid(task)
+
+    def before(node: int, data: bytes) -> None:
+        kinds = [opened(envelope).kind for envelope in unpack(data)]
+        grid.members[LATE].loses = node == LATE and "task" in kinds
+
+    grid.before = before
+    with pytest.raises(FedbptError, match="client1: no answer within 3 s"):
+        await coordinate(grid, config, fed.run)
+    hosts = {number: ToyNode(node.host) for number, node in grid.members.items()}
+    result = await coordinate(ToyGrid(hosts), config, fed.run)
+    assert len(result.rounds) == 5 and not any(notes(result))
