@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -65,6 +66,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the strikes.")] = 0,
 ) -> None:
     """Strike federations, and see whether they end as they should."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no process is left
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
 

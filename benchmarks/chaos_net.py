@@ -230,7 +230,8 @@ class Proxy:
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._open:
-            writer.transport.abort()
+            await reader.read(1)  # the first of TLS's handshake, which then ends
+            writer.close()
             return
         try:
             there, back = await asyncio.open_connection(HOST, self._target)
