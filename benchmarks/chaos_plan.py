@@ -25,7 +25,8 @@ class Strike:
         at: Seconds after its beginning.
         kind: What. A machine is a party's process with its SuperNode.
         party: To whom; empty for the coordinator.
-        lasts: Seconds until it is put right: started again, let go on, connected again.
+        lasts: Seconds until it is put right: started again, let go on, connected again. A SuperNode is
+            its party's business, at once.
     """
 
     at: float

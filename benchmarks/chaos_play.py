@@ -60,7 +60,8 @@ class Striker:
                 own, beside = [net.processes[name].pid], net.supernode(name)
                 whom = {"kill machine": own + beside, "kill party": own, "kill supernode": beside}
                 send(whom[strike.kind], signal.SIGKILL)
-                self._later(now, strike, partial(self._party_again, name), down=name)
+                if strike.kind != "kill supernode":  # its party starts another
+                    self._later(now, strike, partial(self._party_again, name), down=name)
             case "freeze":
                 frozen = net.tree(name)
                 send(frozen, signal.SIGSTOP)
