@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import tomli_w
 
 from chaos_net import ROOT
 from fedbpt_api.data import write_examples
 from fedbpt_api.flower.init import write_app
+from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.config import build_settings
 from fedbpt_api.run.folder import read_result
 from fedbpt_api.run.result import RunResult
+from fedbpt_api.scoring.budget import Budget
+from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.scoring.journal import read_journal
 from fedbpt_api.scoring.record_file import read_records
+from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import ClientData, Example, Task
-from toy import LABEL_WORDS, PROMPT, TEMPLATE, make_task
+from toy import LABEL_WORDS, PROMPT, TEMPLATE, ToyBackend, make_task
 from toy_runs import make_values
 
 PARTIES: Final = 3
@@ -49,8 +55,8 @@ class Row:
         kept: Pairs in journals.
         twice: Pairs given more than once.
         lost: Pairs given and in no journal.
-        start_loss: Development loss of the starting prompt.
-        loss: Of the result.
+        start_loss: Development loss of the starting prompt, as the run tells it.
+        loss: Of the result, over all parties' texts.
         missing: Rounds in which a party was left out.
         late: Updates that joined a later round.
         envelopes: Questions that a party answered at most.
@@ -147,7 +153,8 @@ def judge(row: Row, folder: Path, task: Task) -> None:
         row.problems.append(f"{row.lost} answers lost, {row.twice} paid twice")
     if result is None:
         return
-    row.start_loss, row.loss = result.rounds[0].best_dev_loss, result.rounds[-1].best_dev_loss
+    row.start_loss = result.rounds[0].best_dev_loss
+    row.loss = asyncio.run(development_loss(folder / "run", task))
     row.missing = sum(bool(client.note) for record in result.rounds for client in record.clients)
     answers = (folder / "run").glob("answers-*.records")
     row.envelopes = max(len(read_records(file, "file of answers", 1).payloads) for file in answers)
@@ -155,6 +162,22 @@ def judge(row: Row, folder: Path, task: Task) -> None:
     if late.exists():
         told = [json.loads(bytes(one)) for one in read_records(late, "late searches", 1).payloads]
         row.late = sum(len(one["joined"]) for one in told)
+
+
+async def development_loss(run: Path, task: Task) -> float:
+    """Of the tuned prompt, over all parties' development texts.
+
+    A run's own number is over those parties that answered when the prompt was judged.
+    """
+    tuned, backend = TunedPrompt.load(run), ToyBackend()
+    encoder, scorer = Encoder(backend, task.template, task.label_words), Scorer(backend, Budget())
+    scorer.use_words(tuned.verbalizer.words)
+    losses = []
+    for client in task.clients:
+        texts = await encoder.labelled(client.dev)
+        logprobs, exact = await scorer.scores(tuned.ids, texts.texts)
+        losses += tuned.verbalizer.losses(logprobs, texts.labels, exact).tolist()
+    return float(np.mean(losses))
 
 
 def accounted(result: RunResult, name: str, paid: int) -> bool:
