@@ -100,11 +100,13 @@ def write_federation(folder: Path, task: Task) -> dict[str, Path]:
     changes: dict[str, object] = {
         "prompts": [PROMPT],
         "backend": {"kind": "stub"},
-        "budget.scored": 20_000,
+        "budget.scored": 40_000,
         "federation.timeout": DEADLINE,
+        # As much as fits into few messages, so that a round or two without a party leave the result as it is.
         "search.rounds": 3,
-        "search.iterations": 2,
-        "search.proposals": 0,  # a message less in each round
+        "search.popsize": 8,
+        "search.iterations": 4,
+        "search.proposals": 3,
         "test.compare": "none",
         "verbalizer.kind": "bias",
     }
