@@ -29,7 +29,7 @@ from toy import LABEL_WORDS, PROMPT, TEMPLATE, ToyBackend, make_task
 from toy_runs import make_values
 
 PARTIES: Final = 3
-DEADLINE: Final = 60.0
+DEADLINE: Final = 100.0
 """Seconds that a party has for an answer: several times of what Flower takes for a message."""
 
 OURS: Final = f"package {ROOT / 'fedbpt_api' / '__init__.py'}"
