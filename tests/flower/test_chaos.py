@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from chaos_net import HOST, Proxy
+from chaos_net import Proxy
 from chaos_plan import KINDS, bound, drawn
+from fedbpt_api.flower.loopback import HOST
 
 NAMES = ("a", "b", "c")
 
