@@ -248,7 +248,7 @@ async def search_round(
         _enter(answers, name, one.found, rules.timeout)
     for name, since in late.busy.items():
         answers.missing[name] = (
-            f"still at the search of round {since}"
+            f"still at the search of round {since + 1}"  # as a run's report counts them
             if since < state.round
             else f"no answer within {rules.timeout:g} s"
         )

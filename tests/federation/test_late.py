@@ -132,7 +132,7 @@ async def test_who_is_still_busy_is_named_and_not_asked_again(monkeypatch: pytes
     late: Late = Latecomers()
     clients, first = await one_is_late(monkeypatch, late)
     second = await play(clients, late, first.state)
-    assert second.missing == {"client1": "still at the search of round 0"}
+    assert second.missing == {"client1": "still at the search of round 1"}
     assert sorted(second.searched) == ["client0", "client2", "client3"]
     assert clients[1].asked == [0]
     await late.aclose()
