@@ -31,7 +31,7 @@ from lies import LIES, lying, reached_through
 from fedbpt_api.bench.grid import Cell, prepared
 from fedbpt_api.bench.suite import Suite, load_suite
 from fedbpt_api.federation.client import Client
-from fedbpt_api.federation.remote import Exchange
+from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.federation.responder import Responder
 from fedbpt_api.methods.searching import Stop
 from fedbpt_api.prompts.space import Asked

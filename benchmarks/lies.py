@@ -16,9 +16,10 @@ import numpy as np
 
 from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.envelope import Envelope, opened, seal
+from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.federation.messages import decode_update, encode_update
 from fedbpt_api.federation.party import Party
-from fedbpt_api.federation.remote import Exchange, RemoteParty
+from fedbpt_api.federation.remote import RemoteParty
 from fedbpt_api.federation.responder import Responder
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.opening import open_parties

@@ -27,12 +27,14 @@ class ToyNode:
         host: The party.
         frozen: Whether messages stay where they are.
         gone: Whether it is not connected.
+        loses: Whether messages that are sent now will never be answered.
         seen: Bundles that reached it.
     """
 
     host: Host
     frozen: bool = False
     gone: bool = False
+    loses: bool = False
     seen: list[bytes] = field(default_factory=list)
 
 
@@ -58,7 +60,7 @@ class ToyGrid:
             self.before(node, data)
             if not self.members[node].gone:
                 name = f"m{next(self._numbers)}"
-                names[name], self.sent[name] = node, (node, data)
+                names[name], self.sent[name] = node, (node, b"" if self.members[node].loses else data)
         return names
 
     def pull(self, messages: Iterable[str]) -> Mapping[str, bytes | None]:
@@ -68,7 +70,7 @@ class ToyGrid:
             node = self.members[number]
             if node.gone:
                 found[name] = None
-            elif not node.frozen:
+            elif data and not node.frozen:
                 work = asyncio.run_coroutine_threadsafe(self._answer(node, data), self._loop)
                 found[name] = work.result()
         return found

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from lies import reached_through
 
 from fedbpt_api.federation.client import Client
-from fedbpt_api.federation.remote import Exchange
+from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.run.events import Event
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner

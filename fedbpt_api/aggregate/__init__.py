@@ -7,6 +7,7 @@ arrive does not matter.
 from fedbpt_api.aggregate.clipping import clipped
 from fedbpt_api.aggregate.fedavg import FedAvg
 from fedbpt_api.aggregate.fedbpt import FedBPT, SigmaRule
+from fedbpt_api.aggregate.late import discount, rebased
 from fedbpt_api.aggregate.robust import Median, Trimmed
 from fedbpt_api.aggregate.state import Aggregator, GlobalState, Update, UpdateError, check_updates
 
@@ -22,4 +23,6 @@ __all__ = [
     "UpdateError",
     "check_updates",
     "clipped",
+    "discount",
+    "rebased",
 ]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from fedbpt_api.errors import FedbptError
-from fedbpt_api.federation.remote import Exchange
+from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.scoring.record_file import RecordFile, read_records
 
 _KIND: Final = "file of answers"
@@ -33,9 +33,12 @@ class Records:
 
     Args:
         folder: Where they are, or will be.
+        opened: Whether the run goes on without those who do not answer. Until then it does not begin without
+            them, and who has not answered is asked again when it is started again.
     """
 
     folder: Path
+    opened: bool = False
     _open: list[Recorded] = field(default_factory=list)
     _missed: list[tuple[Recorded, bytes]] = field(default_factory=list)
 
@@ -50,7 +53,8 @@ class Records:
 
     def miss(self, party: Recorded, key: bytes) -> None:
         """Note that a party did not answer, until the run goes on."""
-        self._missed.append((party, key))
+        if self.opened:
+            self._missed.append((party, key))
 
     def go_on(self) -> None:
         """Write down who did not answer: somebody else has."""

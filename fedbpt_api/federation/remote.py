@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import orjson
@@ -20,6 +20,7 @@ from fedbpt_api.errors import FedbptError, QuotaError
 from fedbpt_api.federation import plain
 from fedbpt_api.federation.account import Account
 from fedbpt_api.federation.envelope import Envelope, opened, seal
+from fedbpt_api.federation.exchange import Exchange, GivingUp
 from fedbpt_api.federation.facts import Facts
 from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.forgotten import Forgotten, patiently
@@ -35,12 +36,6 @@ from fedbpt_api.scoring.scorer import Stopped
 from fedbpt_api.verbalizer import Verbalizer, encode
 from fedbpt_api.verbalizer.checks import sums_problem
 from fedbpt_api.verbalizer.messages import AskMoments
-
-Exchange = Callable[[bytes], Awaitable[bytes]]
-"""Brings an envelope to the party, and its answer back. May raise a FedbptError or a TimeoutError."""
-
-MOST_FAILURES: Final = 10
-"""Failures in a row after which a party is left out of the run."""
 
 _Rounds = tuple[PromptSpace, Plan, Reference]
 _PLAIN, _SCATTER = (encode(AskMoments(scatter)) for scatter in (False, True))  # what fits begin with
@@ -66,11 +61,12 @@ class RemoteParty:
     most_pairs: ClassVar[int] = 500  # words of a party's sums
     _words: Ids = ()
     _introduced: bool = True
-    _failures: int = 0
-    _failed: float = 0.0  # when
     _told: tuple[Ids, _Rounds | None] = ((), None)  # words and rounds that the party knows
     _last: tuple[Broadcast, _Rounds] | None = None  # its last search
     _fits: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._patience = GivingUp(self.name, self.exchange)
 
     @classmethod
     async def reach(
@@ -91,11 +87,17 @@ class RemoteParty:
             name: What it is called, where that is known.
 
         Raises:
-            FedbptError: It does not answer, or something else; it cannot take part, or has another name.
+            FedbptError: It does not answer in time, or something else; it cannot take
+                part, or has another name.
         """
         introduction = task or seal(Envelope("facts", {}))
         try:
-            facts = await _introduced(exchange, introduction)
+            async with asyncio.timeout(deadline):
+                facts = await _introduced(exchange, introduction)
+        except TimeoutError:
+            raise FedbptError(
+                f"{name or 'a party'}: no answer within {deadline:g} s", "see to it, then start again"
+            ) from None
         except FedbptError as error:
             raise FedbptError(f"{name}: {error.message}" if name else error.message, error.hint) from error
         if name and facts.name != name:
@@ -352,7 +354,7 @@ class RemoteParty:
         data = seal(Envelope(kind, fields | {"grant": granted.scored}, body))
         self._run.reserve(granted)
         try:
-            answer = opened(await self._exchanged(data))
+            answer = opened(await self._patience(data))
             if answer.kind not in ("forgotten", "failed") or "spent" in answer.fields:
                 self.account.count(answer.fields.get("spent"))
         finally:
@@ -373,24 +375,6 @@ class RemoteParty:
             case "failed":
                 raise FedbptError(str(inner.get("message")), str(inner.get("hint")))
         return Envelope(answer.kind, inner, answer.body)
-
-    async def _exchanged(self, data: bytes) -> bytes:
-        """An answer; a party that fails ten times in a row is not asked any more.
-
-        Questions that were under way together fail together, and count once.
-        """
-        if self._failures >= MOST_FAILURES:
-            raise FedbptError(f"{self.name} is left out: it has failed {MOST_FAILURES} times in a row")
-        clock = asyncio.get_running_loop().time
-        begun = clock()
-        try:
-            answer = await self.exchange(data)
-        except (FedbptError, TimeoutError, asyncio.CancelledError):
-            if begun >= self._failed:
-                self._failures, self._failed = self._failures + 1, clock()
-            raise
-        self._failures = 0
-        return answer
 
     def _granted(self, need: int) -> int:
         """Scored examples that the next question may take, of those that it may need at most.

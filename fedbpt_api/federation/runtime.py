@@ -2,6 +2,9 @@
 
 A client that fails or is late is left out of the round and named. The round goes on while a quorum
 answers. Updates are sorted by client before they are used, so the order of arrival does not matter.
+
+A search that is late may go on: its client is not asked to search again meanwhile, and its update joins the
+merge of the round in which it is there (`latecomers`, `aggregate.late`).
 """
 
 from __future__ import annotations
@@ -10,12 +13,13 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
-from fedbpt_api.aggregate import Aggregator, GlobalState, Update, UpdateError, check_updates, clipped
+from fedbpt_api.aggregate import Aggregator, GlobalState, Update, UpdateError, check_updates, clipped, rebased
 from fedbpt_api.errors import FedbptError, QuorumError, QuotaError, RunFolderError
+from fedbpt_api.federation.latecomers import Latecomers
 from fedbpt_api.federation.local_search import Plan, Reference, Searched
 from fedbpt_api.federation.messages import (
     MessageError,
@@ -44,12 +48,14 @@ class Rules:
         quorum: Share of the asked clients that must answer.
         timeout: Seconds after which a client is left out; None waits.
         clip: Multiple of the median step at which steps are clipped before the merge; 0 is off.
+        late: Whether a late search goes on and joins a later round, or is dropped.
     """
 
     participation: float = 1.0
     quorum: float = 0.5
     timeout: float | None = None
     clip: float = 0.0
+    late: Literal["use", "drop"] = "drop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +79,22 @@ class Answers(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One merged round."""
+    """One merged round.
+
+    Attributes:
+        state: After it.
+        searched: What clients found, those that joined late included.
+        missing: Why other clients' updates are missing.
+        bytes_up, bytes_down: The longest messages.
+        stale: By how many rounds late ones joined.
+    """
 
     state: GlobalState
     searched: dict[str, Searched]
     missing: dict[str, str]
     bytes_up: int
     bytes_down: int
+    stale: dict[str, int] = field(default_factory=dict)
 
     @property
     def spent(self) -> bool:
@@ -88,9 +103,18 @@ class Round:
 
 
 async def ask_all(
-    clients: Sequence[P], question: Callable[[P], Awaitable[R]], timeout: float | None = None
+    clients: Sequence[P],
+    question: Callable[[P], Awaitable[R]],
+    timeout: float | None = None,
+    late: Callable[[P, asyncio.Task[R]], None] | None = None,
 ) -> Answers[R]:
     """Put one question to all clients at the same time; failures, delays and spent budgets are answers too.
+
+    Args:
+        clients: Who is asked.
+        question: What.
+        timeout: Seconds after which an answer is late; None waits.
+        late: Takes over what is late; without it that is cancelled.
 
     Raises:
         BudgetSpent, Stopped: When the run's budget or the user ends the question (after all have ended).
@@ -98,29 +122,52 @@ async def ask_all(
     """
 
     async def one(client: P) -> R:
-        async with asyncio.timeout(timeout):
-            return await question(client)
+        if late is None:
+            async with asyncio.timeout(timeout):
+                return await question(client)
+        task = asyncio.ensure_future(question(client))
+        try:
+            async with asyncio.timeout(timeout):
+                return await asyncio.shield(task)
+        except TimeoutError:
+            if task.done():  # just now, or its own server's time is over
+                return task.result()
+            late(client, task)
+            raise
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait([task])
+            raise
 
     results = await asyncio.gather(*(one(c) for c in clients), return_exceptions=True)
     answers: Answers[R] = Answers()
     for client, result in zip(clients, results, strict=True):
-        if isinstance(result, BudgetSpent) and result.own:
-            answers.missing[client.name] = str(result)
-            answers.spent.add(client.name)
-        elif isinstance(result, BudgetSpent | Stopped | QuotaError | RunFolderError | asyncio.CancelledError):
-            raise result
-        elif isinstance(result, TimeoutError):
-            answers.missing[client.name] = f"no answer within {timeout:g} s"
-        elif isinstance(result, FedbptError):
-            answers.missing[client.name] = result.message
-            answers.hints[client.name] = result.hint
-            if isinstance(result, MessageError):
-                answers.refused.add(client.name)
-        elif isinstance(result, BaseException):
-            raise result
-        else:
-            answers.got[client.name] = result
+        _enter(answers, client.name, result, timeout)
     return answers
+
+
+def _enter(answers: Answers[R], name: str, result: R | BaseException, timeout: float | None) -> None:
+    """Enter an answer, or why there is none.
+
+    Raises:
+        BudgetSpent, Stopped, QuotaError, RunFolderError, CancelledError: What ends the run is no answer.
+    """
+    if isinstance(result, BudgetSpent) and result.own:
+        answers.missing[name] = str(result)
+        answers.spent.add(name)
+    elif isinstance(result, BudgetSpent | Stopped | QuotaError | RunFolderError | asyncio.CancelledError):
+        raise result
+    elif isinstance(result, TimeoutError):
+        answers.missing[name] = f"no answer within {timeout:g} s"
+    elif isinstance(result, FedbptError):
+        answers.missing[name] = result.message
+        answers.hints[name] = result.hint
+        if isinstance(result, MessageError):
+            answers.refused.add(name)
+    elif isinstance(result, BaseException):
+        raise result
+    else:
+        answers.got[name] = result
 
 
 def need_quorum(answers: Answers[R], asked: int, quorum: float) -> None:
@@ -153,6 +200,10 @@ def sample(clients: Sequence[P], participation: float, seed: int, round_number: 
     return [clients[i] for i in sorted(chosen)]
 
 
+Late = Latecomers[tuple[Searched, bytes]]
+"""Late searches, each with its update as it travels."""
+
+
 async def search_round(
     clients: Sequence[Party],
     state: GlobalState,
@@ -161,24 +212,58 @@ async def search_round(
     plan: Plan,
     reference: Reference,
     rules: Rules,
+    late: Late | None = None,
 ) -> Round:
     """One FedBPT round: broadcast, local searches side by side, merge.
 
     Messages are encoded and decoded in process too, so the server works with what would arrive.
 
+    Args:
+        clients: Who is asked; not those that are busy with a late search.
+        state: Where the searches begin.
+        aggregator: Merges.
+        space: What is searched.
+        plan: How.
+        reference: What candidates are compared with.
+        rules: For how long, and how many must answer.
+        late: Searches of earlier rounds that go on, where `rules` let them.
+
     Raises:
         BudgetSpent: The run's budget, or too many clients' own, ended.
         QuorumError: Too few clients answered.
     """
+    late = late if late is not None else Latecomers()
     down = encode_state(state)
 
     async def search(client: Party) -> tuple[Searched, bytes]:
         searched = await client.search(decode_state(down), space, plan, reference)
         return searched, encode_update(searched.update)
 
-    budgets = [client.budget for client in clients]
-    with shared_out(budgets, [client.search_cost(plan) for client in clients]):
-        answers = await ask_all(clients, search, rules.timeout)
+    def goes_on(client: Party, task: asyncio.Task[tuple[Searched, bytes]]) -> None:
+        late.add(client.name, state, task)
+
+    for name, failed in late.freed(state.round).items():
+        _enter(Answers(), name, failed, rules.timeout)  # what does not end the run is asked for again
+    free = [client for client in clients if client.name not in late.busy]
+    answers: Answers[tuple[Searched, bytes]] = Answers()
+    if free:
+        with shared_out([c.budget for c in free], [c.search_cost(plan) for c in free]):
+            known = late.known(state.round)
+            for client in free:
+                if client.name in known:
+                    goes_on(client, asyncio.ensure_future(search(client)))
+            asked = [client for client in free if client.name not in known]
+            answers = await ask_all(asked, search, rules.timeout, goes_on if rules.late == "use" else None)
+    sent: dict[str, GlobalState] = {}
+    for name, one in (await late.arrived(state.round, rules.timeout, alone=not free)).items():
+        sent[name] = one.sent
+        _enter(answers, name, one.found, rules.timeout)
+    for name, since in late.busy.items():
+        answers.missing[name] = (
+            f"still at the search of round {since + 1}"  # as a run's report counts them
+            if since < state.round
+            else f"no answer within {rules.timeout:g} s"
+        )
     updates: dict[str, Update] = {}
     accepted: Answers[Searched] = Answers(
         missing=dict(answers.missing), spent=answers.spent, hints=answers.hints
@@ -186,6 +271,8 @@ async def search_round(
     for name, (searched, up) in sorted(answers.got.items()):
         update = decode_update(up)
         try:
+            if name in sent:
+                update = rebased(update, sent[name], state)
             check_updates(state, [update])
         except UpdateError as error:
             accepted.missing[name] = error.message
@@ -194,6 +281,7 @@ async def search_round(
         if searched.moved:  # a search that learnt nothing has nothing to say
             updates[name] = update
     need_quorum(accepted, len(clients), rules.quorum)
+    late.note(state.round, sent)  # a round that ended the run is tried again, whoever was late
     if rules.clip and updates:
         updates = {update.client: update for update in clipped(state, list(updates.values()), rules.clip)}
     merged = aggregator.merge(state, updates.values()) if updates else state
@@ -203,4 +291,5 @@ async def search_round(
         missing=accepted.missing,
         bytes_up=max((len(up) for _, up in answers.got.values()), default=0),
         bytes_down=len(down),
+        stale={name: state.round - sent[name].round for name in accepted.got if name in sent},
     )

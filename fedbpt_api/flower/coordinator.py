@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fedbpt_api.cli.progress import Progress
 from fedbpt_api.errors import ConfigError
-from fedbpt_api.federation.remote import Exchange
+from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.flower.post import Grid, Post
 from fedbpt_api.run.apart import opener
 from fedbpt_api.run.config import load_settings, load_task
@@ -52,7 +52,7 @@ async def coordinate(grid: Grid, config: Path, folder: Path) -> RunResult:
         console.print(plain_text(result), markup=False)
         return result
     run = _opened(folder, settings)
-    async with Post(grid) as post:
+    async with Post(grid, settings.federation.timeout or DEADLINE) as post:
 
         async def find(names: tuple[str, ...]) -> Mapping[str, Exchange]:
             wanted = len(names) if names or not isinstance(settings.parties, int) else settings.parties

@@ -102,9 +102,16 @@ class Loopback:
         }
         self.start(name, "flower-supernode", *given(options))
 
-    def party(self, name: str, config: Path, private: Path) -> None:
-        """Start an organisation: a party's process, and with it its SuperNode."""
-        options = {"superlink": self.address, "root-certificates": self.authority, "key": private}
+    def party(self, name: str, config: Path, private: Path, address: str = "") -> None:
+        """Start an organisation: a party's process, and with it its SuperNode.
+
+        Args:
+            name: The process's.
+            config: The party's settings.
+            private: Its key.
+            address: Of what it takes for the SuperLink, if that is not it.
+        """
+        options = {"superlink": address or self.address, "root-certificates": self.authority, "key": private}
         inner = [f"--supernode={word}" for word in given(self._inner())]
         self.start(name, "fedbpt", "flower", "node", str(config), *given(options), *inner)
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fedbpt_api.errors import FedbptError, RunFolderError
+from fedbpt_api.errors import RunFolderError
 from fedbpt_api.federation.host import Host
 from fedbpt_api.flower.node import listen
-from fedbpt_api.flower.switches import program_of, quiet
+from fedbpt_api.flower.supernode import keep
+from fedbpt_api.flower.switches import program_of
 from fedbpt_api.run.node import NodeSettings, open_task
 
 _LONGEST = 100  # bytes of a socket's path that every system takes
-_GRACE = 5.0  # seconds for a SuperNode to end when asked to
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ async def run_party(node: NodeSettings, link: Link | None, tell: Callable[[str],
         tell: Called with lines for people.
 
     Raises:
-        FedbptError: Its SuperNode ended.
+        FedbptError: Its SuperNode ended again and again.
         RunFolderError: Another process answers for it already.
     """
     node.folder.mkdir(parents=True, exist_ok=True)
@@ -81,39 +81,13 @@ async def run_party(node: NodeSettings, link: Link | None, tell: Callable[[str],
             server = await listen(path, host.answer)
             tell(f"{node.name} answers at {path}")
             try:
-                await (ended.wait() if link is None else _beside(link.command(path), ended, tell))
+                if link is None:
+                    await ended.wait()
+                else:
+                    await keep(link.command(path), node.folder / "supernode.pid", ended, tell)
             finally:
                 server.close()
                 path.unlink(missing_ok=True)
     finally:
         await host.aclose()
         lock.release()
-
-
-async def _beside(command: Sequence[str], ended: asyncio.Event, tell: Callable[[str], None]) -> None:
-    """Keep a SuperNode running until `ended`.
-
-    Raises:
-        FedbptError: It ended by itself.
-    """
-    try:
-        process = await asyncio.create_subprocess_exec(*command, env=quiet(), start_new_session=True)
-    except OSError as error:
-        raise FedbptError(
-            f"{command[0]} cannot be started: {error}", 'pip install "fedbpt-api[flower]"'
-        ) from error
-    tell(f"its SuperNode has started (process {process.pid})")
-    watch, stop = asyncio.ensure_future(process.wait()), asyncio.ensure_future(ended.wait())
-    try:
-        await asyncio.wait({watch, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if watch.done():
-            raise FedbptError(f"the SuperNode has ended with status {watch.result()}", "see what it printed")
-    finally:
-        stop.cancel()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(watch), _GRACE)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what it has started may outlive it
-        await watch

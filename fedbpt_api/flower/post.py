@@ -1,13 +1,16 @@
 """Envelopes to Flower's nodes and back: what is asked of a node while it is busy travels together, next.
 
-A node works on one message at a time. The wait for an answer follows the node: it is looked for ten times a
-second, and nothing else is waited for. Flower's own calls block, so they have a thread of their own.
+A node works on one message at a time, in their order. The wait for an answer follows the node: it is
+looked for ten times a second, and nothing else is waited for. A message that was sent before one that is
+answered has been lost: its node was started again in between. Flower's own calls block, so they have a
+thread of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from fedbpt_api.errors import FedbptError
 from fedbpt_api.federation.envelope import Envelope, opened, seal
-from fedbpt_api.federation.remote import Exchange
+from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.flower.bundle import MOST, pack, unpack
 
 R = TypeVar("R")
@@ -47,16 +50,28 @@ class _Asked:
 
 
 @dataclass
+class _Sent:
+    """A message under way: its node, what it asks, and when it was sent."""
+
+    node: int
+    asked: list[_Asked]
+    when: float
+
+
+@dataclass
 class Post:
     """Carries envelopes over a grid; a context manager, within which it works.
 
     Args:
         grid: Flower's.
+        patience: Seconds after which a node is sent more though it has not answered: what it was sent may be
+            lost, and never be answered.
     """
 
     grid: Grid
+    patience: float = math.inf
     _waiting: dict[int, list[_Asked]] = field(default_factory=dict)
-    _sent: dict[str, tuple[int, list[_Asked]]] = field(default_factory=dict)
+    _sent: dict[str, _Sent] = field(default_factory=dict)
     _names: dict[str, int] = field(default_factory=dict)
     _met: set[int] = field(default_factory=set)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "flower"))
@@ -149,11 +164,12 @@ class Post:
             self._news.clear()
             await asyncio.sleep(_TOGETHER)
             self._sent = {
-                message: (node, asked)
-                for message, (node, asked) in self._sent.items()
-                if any(not one.answer.done() for one in asked)  # nobody waits for it any more
+                message: sent
+                for message, sent in self._sent.items()
+                if any(not one.answer.done() for one in sent.asked)  # nobody waits for it any more
             }
-            busy = {node for node, _ in self._sent.values()}
+            recent = asyncio.get_running_loop().time() - self.patience
+            busy = {sent.node for sent in self._sent.values() if sent.when > recent}
             try:
                 await self._send([node for node in self._waiting if node not in busy])
                 await self._receive()
@@ -174,38 +190,43 @@ class Post:
         if not bundles:
             return
         data = {node: pack([one.envelope for one in asked]) for node, asked in bundles.items()}
+        now = asyncio.get_running_loop().time()
         for node, asked in bundles.items():
-            self._sent[f"to {node}"] = (node, asked)  # found by `_fail` until it has a name
+            self._sent[f"to {node}"] = _Sent(node, asked, now)  # found by `_fail` until it has a name
         names = await self._call(self.grid.push, data)
         for node in bundles:
             del self._sent[f"to {node}"]
-        self._sent |= {message: (node, bundles[node]) for message, node in names.items()}
+        self._sent |= {message: _Sent(node, bundles[node], now) for message, node in names.items()}
         for node in set(bundles) - set(names.values()):
             _give(bundles[node], FedbptError("it is not connected"))
 
     async def _receive(self) -> None:
         if not self._sent:
             return
-        for message, data in (await self._call(self.grid.pull, list(self._sent))).items():
-            _, asked = self._sent.pop(message)
+        found = await self._call(self.grid.pull, list(self._sent))
+        for message in [message for message in self._sent if message in found]:  # in the order they were sent
+            sent, data = self._sent.pop(message), found[message]
             self._news.set()  # its node is free
             if data is None:
-                _give(asked, FedbptError("its node failed, or was not there in time"))
+                _give(sent.asked, FedbptError("its node failed, or was not there in time"))
                 continue
+            for earlier in [name for name, one in self._sent.items() if one.node == sent.node]:
+                if self._sent[earlier].when < sent.when:
+                    _give(self._sent.pop(earlier).asked, FedbptError("its node was started again meanwhile"))
             try:
                 answers = unpack(data)
-                if len(answers) != len(asked):
-                    raise FedbptError(f"{len(answers)} answers to {len(asked)} questions")
+                if len(answers) != len(sent.asked):
+                    raise FedbptError(f"{len(answers)} answers to {len(sent.asked)} questions")
             except FedbptError as error:
-                _give(asked, error)
+                _give(sent.asked, error)
                 continue
-            for one, answer in zip(asked, answers, strict=True):
+            for one, answer in zip(sent.asked, answers, strict=True):
                 if not one.answer.done():
                     one.answer.set_result(answer)
 
     def _fail(self, error: FedbptError) -> None:
-        for _, asked in self._sent.values():
-            _give(asked, error)
+        for sent in self._sent.values():
+            _give(sent.asked, error)
         self._sent.clear()
 
     async def _call(self, work: Callable[..., R], *arguments: Any) -> R:

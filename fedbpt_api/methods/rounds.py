@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT, Median, Trimmed
+from fedbpt_api.federation.latecomers import Latecomers
 from fedbpt_api.federation.local_search import Plan, Reference
-from fedbpt_api.federation.runtime import Round, Rules, ask_all, sample, search_round
+from fedbpt_api.federation.runtime import Late, Round, Rules, ask_all, sample, search_round
 from fedbpt_api.federation.summed_round import SummedParty, summed_round
 from fedbpt_api.methods.searching import Searching, Stop
 from fedbpt_api.prompts.space import PromptSpace
@@ -35,10 +36,19 @@ async def search(run: Searching) -> Stop:
 
 async def around(run: Searching, centre: Assessment, space: PromptSpace) -> Stop:
     """Rounds from the centre until the budget or the rounds end."""
+    late: Late = Latecomers(run.lateness)
+    try:
+        return await _around(run, centre, space, late)
+    finally:
+        await late.aclose()
+
+
+async def _around(run: Searching, centre: Assessment, space: PromptSpace, late: Late) -> Stop:
     run.phase("search")
     run.space, run.assessor.centre = space, centre
     settings, federation = run.settings.search, run.settings.federation
-    rules = Rules(federation.participation, federation.quorum, federation.timeout, federation.clip)
+    f = federation
+    rules = Rules(f.participation, f.quorum, f.timeout, f.clip, f.late)
     plan = Plan(
         population=settings.popsize,
         iterations=settings.iterations,
@@ -62,7 +72,7 @@ async def around(run: Searching, centre: Assessment, space: PromptSpace) -> Stop
         if isinstance(together, SummedParty):
             merged = await summed_round(together, state, aggregator, space, plan, reference)
         else:
-            merged = await search_round(asked, state, aggregator, space, plan, reference, rules)
+            merged = await search_round(asked, state, aggregator, space, plan, reference, rules, late)
         state = merged.state
         shown, ended = run.assessor.best(), merged.spent
         try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from fedbpt_api.federation.latecomers import LateLog, NoLog
 from fedbpt_api.federation.runtime import Round
 from fedbpt_api.prompts.codebook import Codebook
 from fedbpt_api.prompts.space import PromptSpace
@@ -38,6 +39,7 @@ class Searching:
         note: Notes a round.
         phase: Says what is being done, for displays.
         stopping: Whether the user has asked the run to stop.
+        lateness: Keeps which round late searches joined.
         space: Where the prompts of the search come from, for the artefact.
     """
 
@@ -48,6 +50,7 @@ class Searching:
     note: Note
     phase: Callable[[str], None]
     stopping: Callable[[], bool]
+    lateness: LateLog = field(default_factory=NoLog)
     space: PromptSpace | None = None
 
     @property

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from fedbpt_api.errors import ConfigError, FedbptError, RunFolderError
+from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.federation.host import task_envelope
 from fedbpt_api.federation.recorded import Records
-from fedbpt_api.federation.remote import Exchange
 from fedbpt_api.prompts.tuned import read_json, write_json
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.enclosed import outside_problems, reached
@@ -68,6 +68,7 @@ def opener(find: Find) -> PartiesOpener:
             if problems:
                 raise ConfigError(problems)
             parties.room = min(rooms)
+            records.opened = True
         except BaseException:
             records.close()
             await opening.aclose()

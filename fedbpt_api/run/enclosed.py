@@ -11,6 +11,7 @@ from pathlib import Path
 from fedbpt_api.errors import ConfigError
 from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.envelope import Envelope, seal
+from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.hidden import Hidden
 from fedbpt_api.federation.masks import Masks
@@ -18,7 +19,7 @@ from fedbpt_api.federation.noise import Noise
 from fedbpt_api.federation.noisy import NoisyResponder
 from fedbpt_api.federation.party import Party
 from fedbpt_api.federation.promise import Part
-from fedbpt_api.federation.remote import Exchange, RemoteParty
+from fedbpt_api.federation.remote import RemoteParty
 from fedbpt_api.federation.responder import Responder
 from fedbpt_api.federation.summed_round import SummedParty
 from fedbpt_api.federation.together import Together

@@ -8,10 +8,11 @@ prompt.json    the best prompt so far, then the tuned one
 result.json    the whole result               report.html    the same, to look at and to send
 scores-N.journal  every score of client N, on disk before it was used
 answers-NAME.records, parties.json  in their place, where parties are behind a network: what they answered
+late.records   where a party's search was late: in which round its update joined
 model.facts    what the model's server said beside scores
 
-The journals, the facts and the settings are the run; everything else follows from them, and is written anew
-when the run goes on.
+The journals, the facts, the settings and who was late are the run; everything else follows from them, and is
+written anew when the run goes on.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from fedbpt_api.run.result import RoundRecord, RunResult
 
 ESTIMATE = "estimate.json"
 _LEFT = ("model.facts", "versions.json", "estimate.json", "rounds.jsonl", "prompts.jsonl", "prompt.json",
-         "result.json", "report.html", "parties.json")  # fmt: skip
+         "result.json", "report.html", "parties.json", "late.records")  # fmt: skip
 _KEPT = ("scores-*.journal", "answers-*.records")
 _LIMIT = 50_000_000  # bytes of any file that is read back
 

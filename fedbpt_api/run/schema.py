@@ -195,6 +195,7 @@ class FederationSettings(Section):
         cross_scoring: Whether verbalizers are fitted without each client in turn, so that one whose answers
             make the others' texts be read much worse is found and left out; with 4 to 32 clients. It costs no
             call.
+        late: Whether a search that is later goes on, and joins the merge of a later round; or is dropped.
     """
 
     aggregator: Literal["fedbpt", "fedavg", "median", "trimmed"] = "fedbpt"
@@ -203,6 +204,7 @@ class FederationSettings(Section):
     participation: Share = 1.0
     quorum: Share = 0.5
     timeout: PositiveFloat | None = None
+    late: Literal["use", "drop"] = "use"
     clip: NotNegative = 3.0
     cross_scoring: bool = True
 

@@ -29,6 +29,7 @@ from fedbpt_api.run.ensemble import average_best, choose_ensemble
 from fedbpt_api.run.events import Assessed, Event, Finished, Noted, RoundDone, Status, Testing, Warned
 from fedbpt_api.run.folder import RunFolder
 from fedbpt_api.run.inputs import Inputs
+from fedbpt_api.run.lateness import LateRecords
 from fedbpt_api.run.layout import settle_layout
 from fedbpt_api.run.meter import Meter, client_record
 from fedbpt_api.run.parties import Keep, Parties, PartiesOpener, versions
@@ -85,6 +86,7 @@ class Tuner:
         self._searching: Searching | None = None
         self._fallback: Verbalizer | None = None
         self._rounds: list[RoundRecord] = []
+        self._lateness = LateRecords(self._keep.folder, folder.path if folder is not None else None)
 
     def stop(self) -> None:
         """End the run soon: what was sent is received, the best prompt so far is saved."""
@@ -149,6 +151,7 @@ class Tuner:
                 if parties is not None:
                     await parties.aclose()
                     self._warn(parties)
+                self._lateness.close()
                 if self._folder is not None:
                     self._folder.close()
 
@@ -176,6 +179,7 @@ class Tuner:
                 note,
                 self._show_phase,
                 lambda: self._stopping,
+                self._lateness,
             )
             return await LOOPS[self.settings.search.algorithm](self._searching)
         except (BudgetSpent, Stopped) as end:

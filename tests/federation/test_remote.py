@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from fedbpt_api.errors import FedbptError, RunFolderError
 from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.envelope import Envelope, opened, seal
+from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.federation.local_search import Reference
 from fedbpt_api.federation.messages import Broadcast, MessageError
 from fedbpt_api.federation.recorded import Records
-from fedbpt_api.federation.remote import Exchange, RemoteParty
+from fedbpt_api.federation.remote import RemoteParty
 from fedbpt_api.federation.responder import Responder
 from fedbpt_api.federation.tally import Contestant
 from fedbpt_api.prompts.written import Job

@@ -13,9 +13,9 @@ import pytest
 from fedbpt_api import resume
 from fedbpt_api.errors import ConfigError, FedbptError
 from fedbpt_api.federation.envelope import opened
+from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.federation.hidden import OPEN, Hidden, common
 from fedbpt_api.federation.masks import Masks, to_words
-from fedbpt_api.federation.remote import Exchange
 from fedbpt_api.federation.summable import packed
 from fedbpt_api.federation.together import TOGETHER, Together
 from fedbpt_api.run import enclosed

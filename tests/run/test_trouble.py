@@ -14,6 +14,7 @@ from fedbpt_api.errors import BackendError, ConfigError, QuorumError
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.events import Event, Testing
 from fedbpt_api.run.folder import read_result
+from fedbpt_api.run.replay import replay
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.backend import Prompt, Scores
 from fedbpt_api.task import ClientData, Example
@@ -134,7 +135,37 @@ async def test_a_client_whose_server_hangs_from_some_round_on_is_left_out_of_jud
     result = await running
     assert reached == 3, "the run waits for a server that hangs"
     notes = [c.note for r in result.rounds[2:] for c in r.clients if c.client == "client1"]
-    assert notes == ["no answer within 10 s"] * 2
+    assert notes == ["no answer within 10 s", "still at the search of round 2"]
+
+
+async def test_a_run_with_a_late_search_is_replayed_to_the_same_prompt(
+    toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = toys.opened["own"] = ToyBackend()
+    ticks = 0
+
+    def hang() -> None:
+        own.hold = asyncio.Event()
+
+    task = make_task()
+    changes: dict[str, object] = {"clients.1.backend": {"kind": "toy", "name": "own"}}
+    changes |= {"federation.timeout": 10.0, "search.rounds": 4}
+    tuner = Tuner(make_settings(task, changes), task, tmp_path / "run", after_round(1, hang))
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: ticks / 100)
+    running = asyncio.create_task(tuner.run())
+    while ticks < 40_000 and not running.done():
+        ticks += 1
+        await asyncio.sleep(0)
+        if own.hold is not None and (tmp_path / "run" / "late.records").exists():
+            own.hold.set()  # the round goes on without it, and it answers again
+    result = await running
+    monkeypatch.undo()
+    notes = [c.note for r in result.rounds for c in r.clients if c.client == "client1"]
+    assert notes == ["", "", "no answer within 10 s", "", ""]
+    asked = sum(toy.requests for toy in toys.opened.values())
+    again = await replay(tmp_path / "run", task)
+    assert again.rounds == 4 and sum(toy.requests for toy in toys.opened.values()) == asked
+    assert not any(difference.startswith("prompt.json") for difference in again.differences), again
 
 
 async def test_a_client_s_backend_with_another_vocabulary_is_refused(toys: Toys) -> None:
