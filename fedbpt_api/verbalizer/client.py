@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +72,7 @@ class ClientFit:
 
     async def answer(self, message: bytes) -> bytes:
         """Answer an encoded message of the server; see `reply`."""
-        return encode(self.reply(decode(message)))
+        return encode(self.reply(_question(message)))
 
     def reply(self, message: Message) -> Message:
         """Answer a message of the server.
@@ -115,8 +116,7 @@ class ClientFit:
             )
         self._designs = [regression.design(self._label_rows, np.zeros_like(self._label_rows))]
         if width:
-            classes = Classes.of(begin.labels, begin.means, square(begin.covariance))
-            for scores in classes.held_out(self._rows, self._labels, begin.strengths.tolist()):
+            for scores in _classes(begin).held_out(self._rows, self._labels, begin.strengths.tolist()):
                 self._designs.append(regression.design(self._label_rows - begin.centre, scores))
         return self._sums(AskSums(np.arange(len(self._designs)), begin.thetas))
 
@@ -157,3 +157,14 @@ class ClientFit:
             raise FitError(
                 f"client {self.name} was sent models that do not fit its designs of {p} parameters"
             )
+
+
+# Clients of one process are asked the same: it is read, and the axes are found, once and not by each.
+_SIDE_BY_SIDE = 32  # fits at the same time
+_question = lru_cache(maxsize=_SIDE_BY_SIDE)(decode)
+
+
+@lru_cache(maxsize=_SIDE_BY_SIDE)
+def _classes(begin: Begin) -> Classes:
+    """What the texts of all clients add up to."""
+    return Classes.of(begin.labels, begin.means, square(begin.covariance))
