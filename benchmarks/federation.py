@@ -1,12 +1,13 @@
 """What the federation adds to the parties' own work.
 
     python benchmarks/federation.py merge                 # a thousand updates of 500 coordinates, each rule
-    python benchmarks/federation.py floor --nodes 2       # Flower's own time for a message there and back
+    python benchmarks/federation.py floor                 # Flower's own time for a message, and with parties
     FEDBPT_DATA=... python benchmarks/federation.py clients    # a run of a thousand clients in one process
 
-`floor` runs an app that does nothing with the messages it gets, over TLS and with keys as the demo does; with
-`--party` the same messages go through a party's process and are answered there. Their difference is what this
-package adds to a message.
+`floor` sends two kinds of messages in turn, over TLS and with keys as the demo does: those that an app sends back
+as they are, and those that go through a party's process and are answered there, sent by the coordinator's own
+`Post`. Their difference is what this package adds to a message. `clients` runs `fedbpt tune` in a process of its
+own against the tests' server, which answers at once.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ clientapp = "floor.client:app"
 nodes = 2
 messages = 6
 """
-EMPTY = """
+CLIENT = """
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
@@ -67,37 +68,55 @@ app = ClientApp()
 
 @app.query()
 def answer(message, context):
-    return Message(message.content, reply_to=message)
+    if b"hello" not in message.content["fedbpt"]["bundle"]:
+        return Message(message.content, reply_to=message)
+    from fedbpt_api.flower.client import client_app
+
+    return client_app()(message, context)
 """
-CARRIES = "from fedbpt_api.flower.client import client_app\n\napp = client_app()\n"
 SERVER = """
+import asyncio
 import time
 
 from flwr.serverapp import ServerApp
 
 from fedbpt_api.federation.envelope import Envelope, seal
-from fedbpt_api.flower.bundle import pack
+from fedbpt_api.flower.post import Post
 from fedbpt_api.flower.server import FlowerGrid
 
 app = ServerApp()
 
 
+async def empty(ours, nodes):
+    left = dict(ours.push({node: bytes(2000) for node in nodes}))
+    while left:
+        for name in ours.pull(list(left)):
+            del left[name]
+        await asyncio.sleep(0.1)
+
+
+async def measure(ours, wanted, messages):
+    while len(nodes := ours.nodes()) < wanted:
+        await asyncio.sleep(0.2)
+    hello = seal(Envelope("hello", {}, bytes(2000)))
+    async with Post(ours) as post:
+
+        async def party():
+            await asyncio.gather(*(post.ask(node, hello) for node in nodes))
+
+        await empty(ours, nodes)  # the first ones find nothing in any cache
+        for number in range(messages):
+            for kind in ("empty", "party") if number % 2 else ("party", "empty"):
+                begun = time.monotonic()
+                await (party() if kind == "party" else empty(ours, nodes))
+                print(f"MESSAGE {kind} {time.monotonic() - begun:.3f}", flush=True)
+
+
 @app.main()
 def main(grid, context):
-    ours, wanted = FlowerGrid(grid), context.run_config["nodes"]
-    while len(ours.nodes()) < wanted:
-        time.sleep(0.2)
-    data = pack([seal(Envelope("hello", {}, bytes(2000)))])
-    for _ in range(context.run_config["messages"]):
-        begun = time.monotonic()
-        left = dict(ours.push({node: data for node in ours.nodes()}))
-        while left:
-            for name in ours.pull(list(left)):
-                del left[name]
-            time.sleep(0.1)
-        print(f"MESSAGE {time.monotonic() - begun:.3f}", flush=True)
+    config = context.run_config
+    asyncio.run(measure(FlowerGrid(grid), config["nodes"], config["messages"]))
 """
-
 FEDBPT = "from fedbpt_api.cli import app; app()"
 TUNED = """
 method = "{method}"
@@ -144,38 +163,38 @@ def merge(clients: int = 1000, dimension: int = 500, repeats: int = 20) -> None:
 
 @app.command()
 def floor(
-    nodes: Annotated[int, typer.Option(help="SuperNodes.")] = 2,
-    messages: Annotated[int, typer.Option(help="One after the other, to all nodes at once.")] = 6,
-    party: Annotated[bool, typer.Option(help="Whether a party's process answers.")] = False,
+    nodes: Annotated[int, typer.Option(help="SuperNodes.")] = 10,
+    messages: Annotated[int, typer.Option(help="Of each kind, in turn, each to all nodes at once.")] = 12,
 ) -> None:
-    """Seconds of a message there and back, until the last node has answered."""
+    """Seconds of a message there and back, until the last node has answered: Flower's own, and with parties."""
     with tempfile.TemporaryDirectory(prefix="floor-") as name:
         folder = Path(name)
         code = folder / "app" / "floor"
         code.mkdir(parents=True)
         (folder / "app" / "pyproject.toml").write_text(PYPROJECT)
-        for file, text in (("__init__", ""), ("server", SERVER), ("client", CARRIES if party else EMPTY)):
+        for file, text in (("__init__", ""), ("server", SERVER), ("client", CLIENT)):
             (code / f"{file}.py").write_text(text)
         (folder / "texts.jsonl").write_text('{"text": "a", "label": "b"}\n')
         lines: list[str] = []
         with Loopback(folder / "link") as net:
             net.link()
             for number in range(nodes):
-                key = net.register(f"node{number}")
-                if party:
-                    config = folder / f"node{number}.toml"
-                    config.write_text(
-                        f'name = "node{number}"\nfolder = "kept{number}"\ntrain = "texts.jsonl"\n'
-                    )
-                    net.party(f"node{number}", config, key)
-                else:
-                    net.node(f"node{number}", key, {"party": "none"})
+                config = folder / f"node{number}.toml"
+                config.write_text(f'name = "node{number}"\nfolder = "kept{number}"\ntrain = "texts.jsonl"\n')
+                net.party(f"node{number}", config, net.register(f"node{number}"))
             net.run(folder / "app", lines.append, {"nodes": nodes, "messages": messages})
-    found = [float(m[1]) for line in lines if (m := re.match(r"MESSAGE (\S+)", line))]
-    if len(found) < messages:
+    found = [m.groups() for line in lines if (m := re.search(r"MESSAGE (\w+) (\S+)", line))]
+    seconds = {kind: np.array([float(s) for k, s in found if k == kind]) for kind in ("empty", "party")}
+    if len(found) < 2 * messages:
         raise SystemExit("\n".join(lines))
-    shown = ", ".join(f"{seconds:.1f}" for seconds in found)
-    print(f"{nodes} nodes{', parties' if party else ''}: median {np.median(found):.2f} s ({shown})")
+    for kind, values in seconds.items():
+        print(
+            f"{nodes} nodes, {kind}: mean {values.mean():.2f} s, sd {values.std(ddof=1):.2f}, n {len(values)}"
+        )
+    more = seconds["party"] - seconds["empty"]
+    error = more.std(ddof=1) / np.sqrt(len(more))
+    share, wide = (100 * value / seconds["empty"].mean() for value in (more.mean(), error))
+    print(f"a party adds {more.mean():+.2f} s (standard error {error:.2f}): {share:+.1f} % ({wide:.1f})")
 
 
 @app.command()
@@ -217,13 +236,15 @@ async def _measured(folder: Path, values: Mapping[str, object]) -> str:
     if process.returncode:
         sys.exit((folder / "log").read_text()[-3000:])
     result = read_result(folder / "run")
-    rounds = [record.seconds for record in result.rounds if record.clients and record.round]
-    return (
-        f"{values['method']}: {values['count']} clients, {result.stopped}, peak {used.ru_maxrss / 1024:.0f} MiB; "
-        f"{seconds:.0f} s in all: its own CPU {used.ru_utime + used.ru_stime:.0f} s, the server's {served:.0f} s; "
-        f"{len(rounds)} rounds of {np.mean(rounds):.1f} s, "
-        f"{result.rounds[-1].scored} scored"
-    )
+    rounds = [record.seconds for record in result.rounds if record.bytes_up]
+    scored = sum(counts["scored"] for counts in result.spent.values())
+    return "\n".join((
+        f"{values['method']}, {values['count']} clients: ended by {result.stopped}; "
+        f"peak {used.ru_maxrss / 1024:.0f} MiB",
+        f"  {seconds:.0f} s in all, {scored:,.0f} scored examples; its own CPU {used.ru_utime + used.ru_stime:.0f} s, "
+        f"the server's {served:.0f} s",
+        f"  rounds of {', '.join(f'{taken:.0f}' for taken in rounds)} s",
+    ))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from fedbpt_api.verbalizer.discriminant import square
+from fedbpt_api.verbalizer.discriminant import square, triangle
 from fedbpt_api.verbalizer.messages import AskCross, AskMoments, AskSums, Begin, Cross, Message, Moments, Sums
 from fedbpt_api.verbalizer.verbalizer import LOWEST
 
@@ -83,10 +83,10 @@ def _sums(asked: Asked, answer: Sums, models: int, p: int) -> str:
     n = asked.n
     if (answer.losses < -_ROUNDING).any() or (np.abs(answer.gradients) > _STEEP * n).any():
         return "its losses or their derivatives cannot be"
-    for triangle in answer.curvature:
-        own = np.diag(square(triangle))
-        if (own < -_ROUNDING * max(n, 1)).any() or (own > _STEEP**2 * n).any():
-            return "its curvature cannot be"
+    rows, columns = triangle(p)
+    own = answer.curvature[:, rows == columns]
+    if (own < -_ROUNDING * max(n, 1)).any() or (own > _STEEP**2 * n).any():
+        return "its curvature cannot be"
     return ""
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fedbpt_api.scoring.backend import Bools, Floats
 from fedbpt_api.verbalizer import regression
-from fedbpt_api.verbalizer.discriminant import Classes, square
+from fedbpt_api.verbalizer.discriminant import Classes, square, triangle
 from fedbpt_api.verbalizer.messages import (
     AskCross,
     AskMoments,
@@ -101,7 +101,7 @@ class ClientFit:
             labels=counts,
             logits=self._label_rows.sum(axis=0),
             means=means,
-            scatter=(away.T @ away)[np.triu_indices(width)],
+            scatter=(away.T @ away)[triangle(width)],
             bounded=self._bounded,
         )
 
@@ -122,7 +122,7 @@ class ClientFit:
 
     def _sums(self, ask: AskSums) -> Sums:
         self._check(ask.designs, ask.thetas)
-        upper = np.triu_indices(ask.thetas.shape[1])
+        upper = triangle(ask.thetas.shape[1])
         losses, gradients, second = [], [], []
         for design, theta in zip(ask.designs, ask.thetas, strict=True):
             rows = self._designs[design]
