@@ -4,10 +4,10 @@
     python benchmarks/federation.py floor                 # Flower's own time for a message, and with parties
     FEDBPT_DATA=... python benchmarks/federation.py clients    # a run of a thousand clients in one process
 
-`floor` sends two kinds of messages in turn, over TLS and with keys as the demo does: those that an app sends back
-as they are, and those that go through a party's process and are answered there, sent by the coordinator's own
-`Post`. Their difference is what this package adds to a message. `clients` runs `fedbpt tune` in a process of its
-own against the tests' server, which answers at once.
+`floor` sends two kinds of messages in turn, over TLS and with keys as the demo does: those that an app sends
+back as they are, and those that go through a party's process and are answered there, sent by the
+coordinator's own `Post`. Their difference is what this package adds to a message. `clients` runs `fedbpt
+tune` in a process of its own against the tests' server, which answers at once.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def floor(
     nodes: Annotated[int, typer.Option(help="SuperNodes.")] = 10,
     messages: Annotated[int, typer.Option(help="Of each kind, in turn, each to all nodes at once.")] = 12,
 ) -> None:
-    """Seconds of a message there and back, until the last node has answered: Flower's own, and with parties."""
+    """Seconds of a message there and back, until the last node has answered, with parties and without."""
     with tempfile.TemporaryDirectory(prefix="floor-") as name:
         folder = Path(name)
         code = folder / "app" / "floor"
@@ -241,8 +241,8 @@ async def _measured(folder: Path, values: Mapping[str, object]) -> str:
     return "\n".join((
         f"{values['method']}, {values['count']} clients: ended by {result.stopped}; "
         f"peak {used.ru_maxrss / 1024:.0f} MiB",
-        f"  {seconds:.0f} s in all, {scored:,.0f} scored examples; its own CPU {used.ru_utime + used.ru_stime:.0f} s, "
-        f"the server's {served:.0f} s",
+        f"  {seconds:.0f} s in all, {scored:,.0f} scored examples; "
+        f"its own CPU {used.ru_utime + used.ru_stime:.0f} s, the server's {served:.0f} s",
         f"  rounds of {', '.join(f'{taken:.0f}' for taken in rounds)} s",
     ))  # fmt: skip
 

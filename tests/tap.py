@@ -1,7 +1,7 @@
 """Listening on the line between a SuperNode and the SuperLink, and reading what was heard.
 
-A `Tap` stands between the two and keeps every byte that passes: as it is on the wire, or, where it is given the
-server's certificate, what is inside TLS.
+A `Tap` stands between the two and keeps every byte that passes: as it is on the wire, or, where it is given
+the server's certificate, what is inside TLS.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Tap:
 
     Args:
         port: The server's.
-        files: Folder with the certificates of `loopback.certify`, to end TLS here and begin it anew; None passes
-            bytes as they are.
+        files: Folder with the certificates of `loopback.certify`, to end TLS here and begin it anew; None
+            passes bytes as they are.
 
     Attributes:
         heard: What passed, for each connection and way ("up" to the server, "down" from it).

@@ -128,7 +128,7 @@ class Classes:
 
 @lru_cache(maxsize=64)
 def triangle(width: int) -> tuple[Ints, Ints]:
-    """Rows and columns of a square matrix's upper triangle, row by row; found once, as they are needed often."""
+    """Rows and columns of a square matrix's upper triangle, row by row; found once: they are needed often."""
     rows, columns = np.triu_indices(width)
     return rows, columns
 
