@@ -4,8 +4,8 @@
     python benchmarks/federation.py floor                 # Flower's own time for a message, and with parties
     FEDBPT_DATA=... python benchmarks/federation.py clients    # a run of a thousand clients in one process
 
-`floor` sends two kinds of messages in turn, over TLS and with keys as the demo does: those that an app sends
-back as they are, and those that go through a party's process and are answered there, sent by the
+`floor` sends two kinds of messages in turn, over TLS and with keys as the demo does: those that an app
+answers with a few bytes, and those that go through a party's process and are answered there, sent by the
 coordinator's own `Post`. Their difference is what this package adds to a message. `clients` runs `fedbpt
 tune` in a process of its own against the tests' server, which answers at once.
 """
@@ -60,7 +60,9 @@ nodes = 2
 messages = 6
 """
 CLIENT = """
-from flwr.app import Message
+import os
+
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 app = ClientApp()
@@ -69,13 +71,15 @@ app = ClientApp()
 @app.query()
 def answer(message, context):
     if b"hello" not in message.content["fedbpt"]["bundle"]:
-        return Message(message.content, reply_to=message)
+        # New each time, as an answer is: Flower does not send again what the other side has.
+        return Message(RecordDict({"fedbpt": ConfigRecord({"bundle": os.urandom(100)})}), reply_to=message)
     from fedbpt_api.flower.client import client_app
 
     return client_app()(message, context)
 """
 SERVER = """
 import asyncio
+import os
 import time
 
 from flwr.serverapp import ServerApp
@@ -88,7 +92,7 @@ app = ServerApp()
 
 
 async def empty(ours, nodes):
-    left = dict(ours.push({node: bytes(2000) for node in nodes}))
+    left = dict(ours.push({node: os.urandom(2000) for node in nodes}))
     while left:
         for name in ours.pull(list(left)):
             del left[name]
@@ -98,11 +102,11 @@ async def empty(ours, nodes):
 async def measure(ours, wanted, messages):
     while len(nodes := ours.nodes()) < wanted:
         await asyncio.sleep(0.2)
-    hello = seal(Envelope("hello", {}, bytes(2000)))
     async with Post(ours) as post:
 
         async def party():
-            await asyncio.gather(*(post.ask(node, hello) for node in nodes))
+            asked = {node: seal(Envelope("hello", {}, os.urandom(2000))) for node in nodes}
+            await asyncio.gather(*(post.ask(node, envelope) for node, envelope in asked.items()))
 
         await empty(ours, nodes)  # the first ones find nothing in any cache
         for number in range(messages):
