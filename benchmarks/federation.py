@@ -188,9 +188,14 @@ def floor(
                 net.party(f"node{number}", config, net.register(f"node{number}"))
             net.run(folder / "app", lines.append, {"nodes": nodes, "messages": messages})
     found = [m.groups() for line in lines if (m := re.search(r"MESSAGE (\w+) (\S+)", line))]
-    seconds = {kind: np.array([float(s) for k, s in found if k == kind]) for kind in ("empty", "party")}
-    if len(found) < 2 * messages:
+    pairs = len(found) // 2
+    if pairs < 2:
         raise SystemExit("\n".join(lines))
+    if pairs < messages:
+        print(f"Flower ended the run after {pairs} of {messages} messages of each kind")
+    seconds = {
+        kind: np.array([float(s) for k, s in found[: 2 * pairs] if k == kind]) for kind in ("empty", "party")
+    }
     for kind, values in seconds.items():
         print(
             f"{nodes} nodes, {kind}: mean {values.mean():.2f} s, sd {values.std(ddof=1):.2f}, n {len(values)}"
