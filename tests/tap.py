@@ -21,8 +21,6 @@ from typing import TypeVar
 
 HOST = "127.0.0.1"
 T = TypeVar("T")
-_DATA, _PADDED = 0, 8  # HTTP/2's type of a frame with content, and the flag that it is padded
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _FILE = struct.Struct("<4s2xHH8xI4xHH")  # a file's head in a zip: mark, flags, method, size, lengths of names
 
 
@@ -98,8 +96,6 @@ class Tap:
         within = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         within.load_cert_chain(self.files / "server.pem", self.files / "server.key")
         without = ssl.create_default_context(cafile=str(self.files / "ca.pem"))
-        for context in (within, without):
-            context.set_alpn_protocols(["h2"])
         return within, without
 
     async def _pass_on(
@@ -133,29 +129,42 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hear
 
 
 def contents(tap: Tap) -> list[bytes]:
-    """What the calls of gRPC on a decrypted line carried: for each stream and way its messages, as one."""
-    found: dict[tuple[int, str, int], bytearray] = defaultdict(bytearray)
-    for (connection, way), data in tap.heard.items():
-        at = len(_PREFACE) if data.startswith(_PREFACE) else 0
-        while at + 9 <= len(data):
-            length, kind, flags = int.from_bytes(data[at : at + 3], "big"), data[at + 3], data[at + 4]
-            stream = int.from_bytes(data[at + 5 : at + 9], "big")
-            content, at = data[at + 9 : at + 9 + length], at + 9 + length
-            if kind == _DATA:
-                assert not flags & _PADDED
-                found[connection, way, stream] += content
-    return [_messages(bytes(data)) for data in found.values()]
+    """What the calls of HTTP/1.1 on a line carried, heads and bodies, none of which is compressed."""
+    return [part for data in tap.heard.values() for part in _messages(bytes(data))]
 
 
-def _messages(data: bytes) -> bytes:
-    """The messages of a stream, which none of them compresses."""
-    parts, at = [], 0
-    while at + 5 <= len(data):
-        assert data[at] == 0, "a compressed message"
-        length = int.from_bytes(data[at + 1 : at + 5], "big")
-        parts.append(data[at + 5 : at + 5 + length])
-        at += 5 + length
-    return b"".join(parts)
+def _messages(data: bytes) -> Iterator[bytes]:
+    """Heads and bodies of one connection and way; what is cut off at its end is left out."""
+    while data:
+        head, found, data = data.partition(b"\r\n\r\n")
+        if not found:
+            return
+        fields = {
+            name.strip().lower(): value.strip()
+            for name, _, value in (line.partition(b":") for line in head.split(b"\r\n")[1:])
+        }
+        assert head.startswith((b"HTTP/1.1 ", b"POST ", b"GET ")), head[:80]
+        assert fields.get(b"content-encoding", b"identity") == b"identity", head
+        yield head
+        if fields.get(b"transfer-encoding") == b"chunked":
+            body, data = _chunks(data)
+        else:
+            length = int(fields.get(b"content-length", b"0"))
+            body, data = data[:length], data[length:]
+        yield body
+
+
+def _chunks(data: bytes) -> tuple[bytes, bytes]:
+    """A body in chunks, and what follows it."""
+    parts = []
+    while data:
+        line, _, data = data.partition(b"\r\n")
+        length = int(line.partition(b";")[0], 16)
+        parts.append(data[:length])
+        data = data[length + 2 :]
+        if not length:
+            break
+    return b"".join(parts), data
 
 
 def unzipped(data: bytes) -> list[bytes]:
