@@ -1,24 +1,25 @@
 """What the federation adds to the parties' own work.
 
     python benchmarks/federation.py merge                 # a thousand updates of 500 coordinates, each rule
-    python benchmarks/federation.py floor --nodes 2       # Flower's own time for a message there and back
-    python benchmarks/federation.py late                  # parties that are always late
+    python benchmarks/federation.py floor                 # Flower's own time for a message, and with parties
+    FEDBPT_DATA=... python benchmarks/federation.py clients    # a run of a thousand clients in one process
 
-`floor` runs an app that does nothing with the messages it gets, over TLS and with keys as the demo does; with
-`--party` the same messages go through a party's process and are answered there. Their difference is what this
-package adds to a message.
-
-`late`: ten parties search for the weights of a classifier, each on 32 texts of its own with a mix of labels
-of its own. Some are always a round late. The loss on texts of all mixes is printed where their updates are
-used, and where they are dropped.
+`floor` sends two kinds of messages in turn, over TLS and with keys as the demo does: those that an app
+answers with a few bytes, and those that go through a party's process and are answered there, sent by the
+coordinator's own `Post`. Their difference is what this package adds to a message. `clients` runs `fedbpt
+tune` in a process of its own against the tests' server, which answers at once.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
+import subprocess
+import sys
 import tempfile
 import time
-import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -26,23 +27,14 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from fedbpt_api.aggregate import (
-    Aggregator,
-    FedAvg,
-    FedBPT,
-    GlobalState,
-    Median,
-    Trimmed,
-    Update,
-    clipped,
-    rebased,
-)
+from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT, Median, Trimmed, Update, clipped
+from fedbpt_api.data import read_examples, write_examples
 from fedbpt_api.flower.loopback import Loopback
-from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.run.folder import read_result
 
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="Could not import matplotlib")
-    from cma import CMAEvolutionStrategy
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from backends.fake_vllm import FakeVllm
 
 app = typer.Typer(add_completion=False)
 
@@ -67,8 +59,10 @@ clientapp = "floor.client:app"
 nodes = 2
 messages = 6
 """
-EMPTY = """
-from flwr.app import Message
+CLIENT = """
+import os
+
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 app = ClientApp()
@@ -76,35 +70,79 @@ app = ClientApp()
 
 @app.query()
 def answer(message, context):
-    return Message(message.content, reply_to=message)
+    if b"hello" not in message.content["fedbpt"]["bundle"]:
+        # New each time, as an answer is: Flower does not send again what the other side has.
+        return Message(RecordDict({"fedbpt": ConfigRecord({"bundle": os.urandom(100)})}), reply_to=message)
+    from fedbpt_api.flower.client import client_app
+
+    return client_app()(message, context)
 """
-CARRIES = "from fedbpt_api.flower.client import client_app\n\napp = client_app()\n"
 SERVER = """
+import asyncio
+import os
 import time
 
 from flwr.serverapp import ServerApp
 
 from fedbpt_api.federation.envelope import Envelope, seal
-from fedbpt_api.flower.bundle import pack
+from fedbpt_api.flower.post import Post
 from fedbpt_api.flower.server import FlowerGrid
 
 app = ServerApp()
 
 
+async def empty(ours, nodes):
+    left = dict(ours.push({node: os.urandom(2000) for node in nodes}))
+    while left:
+        for name in ours.pull(list(left)):
+            del left[name]
+        await asyncio.sleep(0.1)
+
+
+async def measure(ours, wanted, messages):
+    while len(nodes := ours.nodes()) < wanted:
+        await asyncio.sleep(0.2)
+    async with Post(ours) as post:
+
+        async def party():
+            asked = {node: seal(Envelope("hello", {}, os.urandom(2000))) for node in nodes}
+            await asyncio.gather(*(post.ask(node, envelope) for node, envelope in asked.items()))
+
+        await empty(ours, nodes)  # the first ones find nothing in any cache
+        for number in range(messages):
+            for kind in ("empty", "party") if number % 2 else ("party", "empty"):
+                begun = time.monotonic()
+                await (party() if kind == "party" else empty(ours, nodes))
+                print(f"MESSAGE {kind} {time.monotonic() - begun:.3f}", flush=True)
+
+
 @app.main()
 def main(grid, context):
-    ours, wanted = FlowerGrid(grid), context.run_config["nodes"]
-    while len(ours.nodes()) < wanted:
-        time.sleep(0.2)
-    data = pack([seal(Envelope("hello", {}, bytes(2000)))])
-    for _ in range(context.run_config["messages"]):
-        begun = time.monotonic()
-        left = dict(ours.push({node: data for node in ours.nodes()}))
-        while left:
-            for name in ours.pull(list(left)):
-                del left[name]
-            time.sleep(0.1)
-        print(f"MESSAGE {time.monotonic() - begun:.3f}", flush=True)
+    config = context.run_config
+    asyncio.run(measure(FlowerGrid(grid), config["nodes"], config["messages"]))
+"""
+FEDBPT = "from fedbpt_api.cli import app; app()"
+TUNED = """
+method = "{method}"
+prompts = ["Is the mood good or bad?\\n", ""]
+template = "Text: {{text}}\\nMood:"
+
+[labels]
+negative = " negative"
+positive = " positive"
+
+[data]
+train = "train.jsonl"
+dev = "dev.jsonl"
+test = "test.jsonl"
+clients = {count}
+
+[budget]
+scored = {scored}
+
+[backend]
+kind = "vllm"
+base_url = "{url}"
 """
 
 
@@ -127,130 +165,95 @@ def merge(clients: int = 1000, dimension: int = 500, repeats: int = 20) -> None:
         print(f"{rule.name:8} {np.median(times):7.1f} ms (slowest {max(times):.1f})")
 
 
-class Mixes:
-    """A task: two labels, d features that tell them apart, and parties with unlike mixes of both.
-
-    Args:
-        seed: Of the draw.
-        parties: How many.
-        dimension: d.
-    """
-
-    def __init__(self, seed: int, parties: int, dimension: int) -> None:
-        rng = np.random.default_rng(seed)
-        self.seed, self.truth = seed, 2 * rng.normal(size=dimension) / np.sqrt(dimension)
-        self.texts = [self._drawn(rng, 32, share) for share in rng.beta(0.5, 0.5, parties)]
-        self.held_out = self._drawn(rng, 5000, 0.5)
-
-    def _drawn(self, rng: np.random.Generator, n: int, share: float) -> tuple[Floats, Floats]:
-        signs = np.where(rng.random(n) < share, 1.0, -1.0)
-        return rng.normal(size=(n, len(self.truth))) + signs[:, None] * self.truth, signs
-
-    def loss(self, z: Floats, texts: tuple[Floats, Floats]) -> float:
-        """Mean cross-entropy of the classifier with weights z."""
-        features, signs = texts
-        return float(np.logaddexp(0, -signs * (features @ z)).mean())
-
-    def searched(self, party: int, state: GlobalState) -> Update:
-        """A party's local search: four generations of six, as by default."""
-        draws = np.random.default_rng((self.seed, state.round, party))
-        options = {
-            "popsize": 6,
-            "randn": lambda rows, columns: draws.standard_normal((rows, columns)),
-            "seed": np.nan,
-            "verbose": -9,
-        }
-        search = CMAEvolutionStrategy(state.mean, state.sigma, options)
-        steps = []
-        for _ in range(4):
-            steps.append(float(search.sigma))
-            points = search.ask()
-            search.tell(points, [self.loss(z, self.texts[party]) for z in points])
-        loss = self.loss(search.mean, self.texts[party])
-        return Update(f"party{party}", state.round, search.mean, loss, tuple(steps), 6, n=32)
-
-    def tuned(self, rule: Aggregator, rounds: int, late: int, use: bool) -> float:
-        """The held-out loss after so many rounds.
-
-        Args:
-            rule: Merges.
-            rounds: How many.
-            late: Parties whose updates come a round late: each is asked in every other round.
-            use: Whether they are used; dropped otherwise.
-        """
-        state = rule.initial(np.zeros(len(self.truth)), 1.0)
-        under_way: dict[int, tuple[Update, GlobalState]] = {}
-        for _ in range(rounds):
-            free = [party for party in range(len(self.texts)) if party not in under_way]
-            updates = [rebased(update, sent, state) for update, sent in under_way.values()]
-            under_way.clear()
-            for party in free:
-                if party >= late:
-                    updates.append(self.searched(party, state))
-                elif use:
-                    under_way[party] = self.searched(party, state), state
-            state = rule.merge(state, updates)
-        return self.loss(state.mean, self.held_out)
-
-
-@app.command()
-def late(
-    parties: int = 10,
-    rounds: int = 10,
-    dimension: int = 16,
-    seeds: int = 50,
-    rule: Annotated[str, typer.Option(help="fedbpt or fedavg.")] = "fedbpt",
-) -> None:
-    """Held-out loss with parties that are always a round late, mean and standard error over seeds."""
-    merging: Aggregator = FedBPT() if rule == "fedbpt" else FedAvg()
-    tasks = [Mixes(seed, parties, dimension) for seed in range(seeds)]
-    print(f"{parties} parties, {rounds} rounds, d = {dimension}, {seeds} seeds, {rule}")
-    print("late   in time          dropped          used             used - dropped")
-    in_time = [task.tuned(merging, rounds, 0, use=True) for task in tasks]
-    for count in (1, 3, 5):
-        dropped, used = (
-            [task.tuned(merging, rounds, count, use=use) for task in tasks] for use in (False, True)
-        )
-        difference = np.subtract(used, dropped)
-        columns = (in_time, dropped, used, difference)
-        shown = [f"{np.mean(c):.4f} (se {np.std(c, ddof=1) / np.sqrt(seeds):.4f})" for c in columns]
-        print(f"{count:4}   {'  '.join(shown)}", flush=True)
-
-
 @app.command()
 def floor(
-    nodes: Annotated[int, typer.Option(help="SuperNodes.")] = 2,
-    messages: Annotated[int, typer.Option(help="One after the other, to all nodes at once.")] = 6,
-    party: Annotated[bool, typer.Option(help="Whether a party's process answers.")] = False,
+    nodes: Annotated[int, typer.Option(help="SuperNodes.")] = 10,
+    messages: Annotated[int, typer.Option(help="Of each kind, in turn, each to all nodes at once.")] = 12,
 ) -> None:
-    """Seconds of a message there and back, until the last node has answered."""
+    """Seconds of a message there and back, until the last node has answered, with parties and without."""
     with tempfile.TemporaryDirectory(prefix="floor-") as name:
         folder = Path(name)
         code = folder / "app" / "floor"
         code.mkdir(parents=True)
         (folder / "app" / "pyproject.toml").write_text(PYPROJECT)
-        for file, text in (("__init__", ""), ("server", SERVER), ("client", CARRIES if party else EMPTY)):
+        for file, text in (("__init__", ""), ("server", SERVER), ("client", CLIENT)):
             (code / f"{file}.py").write_text(text)
         (folder / "texts.jsonl").write_text('{"text": "a", "label": "b"}\n')
         lines: list[str] = []
         with Loopback(folder / "link") as net:
             net.link()
             for number in range(nodes):
-                key = net.register(f"node{number}")
-                if party:
-                    config = folder / f"node{number}.toml"
-                    config.write_text(
-                        f'name = "node{number}"\nfolder = "kept{number}"\ntrain = "texts.jsonl"\n'
-                    )
-                    net.party(f"node{number}", config, key)
-                else:
-                    net.node(f"node{number}", key, {"party": "none"})
+                config = folder / f"node{number}.toml"
+                config.write_text(f'name = "node{number}"\nfolder = "kept{number}"\ntrain = "texts.jsonl"\n')
+                net.party(f"node{number}", config, net.register(f"node{number}"))
             net.run(folder / "app", lines.append, {"nodes": nodes, "messages": messages})
-    found = [float(m[1]) for line in lines if (m := re.match(r"MESSAGE (\S+)", line))]
-    if len(found) < messages:
+    found = [m.groups() for line in lines if (m := re.search(r"MESSAGE (\w+) (\S+)", line))]
+    pairs = len(found) // 2
+    if pairs < 2:
         raise SystemExit("\n".join(lines))
-    shown = ", ".join(f"{seconds:.1f}" for seconds in found)
-    print(f"{nodes} nodes{', parties' if party else ''}: median {np.median(found):.2f} s ({shown})")
+    if pairs < messages:
+        print(f"Flower ended the run after {pairs} of {messages} messages of each kind")
+    seconds = {
+        kind: np.array([float(s) for k, s in found[: 2 * pairs] if k == kind]) for kind in ("empty", "party")
+    }
+    for kind, values in seconds.items():
+        print(
+            f"{nodes} nodes, {kind}: mean {values.mean():.2f} s, sd {values.std(ddof=1):.2f}, n {len(values)}"
+        )
+    more = seconds["party"] - seconds["empty"]
+    error = more.std(ddof=1) / np.sqrt(len(more))
+    share, wide = (100 * value / seconds["empty"].mean() for value in (more.mean(), error))
+    print(f"a party adds {more.mean():+.2f} s (standard error {error:.2f}): {share:+.1f} % ({wide:.1f})")
+
+
+@app.command()
+def clients(
+    count: Annotated[int, typer.Option(help="Clients.")] = 1000,
+    train: Annotated[int, typer.Option(help="Training texts a client.")] = 4,
+    held_out: Annotated[int, typer.Option(help="Development texts a client, and test texts.")] = 2,
+    prompts: Annotated[int, typer.Option(help="The budget, in prompts that all clients judge.")] = 100,
+    method: Annotated[list[str] | None, typer.Option(help="Recipes; more than once.")] = None,
+) -> None:
+    """Peak memory and time of `fedbpt tune` with many clients, against a server that answers at once."""
+    data = os.environ.get("FEDBPT_DATA")
+    if not data:
+        sys.exit("set FEDBPT_DATA to the folder that holds sst2")
+    rows = list(read_examples(Path(data) / "sst2" / "train.jsonl"))
+    if len(rows) < count * (train + 2 * held_out):
+        sys.exit(f"{len(rows)} texts are too few for {count} clients")
+    for recipe in method or ["ensemble", "fedbpt"]:
+        with tempfile.TemporaryDirectory(prefix="clients-") as name:
+            folder, at = Path(name), 0
+            for part, each in (("train", train), ("dev", held_out), ("test", held_out)):
+                write_examples(folder / f"{part}.jsonl", rows[at : at + count * each])
+                at += count * each
+            values = {"count": count, "method": recipe, "scored": prompts * count * (train + held_out)}
+            print(asyncio.run(_measured(folder, values)), flush=True)
+
+
+async def _measured(folder: Path, values: Mapping[str, object]) -> str:
+    """Tune in a process of its own; what it took."""
+    async with FakeVllm().serve() as url:
+        (folder / "task.toml").write_text(TUNED.format(url=url, **values))
+        command = [sys.executable, "-c", FEDBPT, "tune", "task.toml", "--run-dir", "run"]
+        served, begun = time.process_time(), time.monotonic()
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        _, status, used = await asyncio.to_thread(os.wait4, process.pid, 0)
+        seconds, served = time.monotonic() - begun, time.process_time() - served
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit((folder / "log").read_text()[-3000:])
+    result = read_result(folder / "run")
+    rounds = [record.seconds for record in result.rounds if record.bytes_up]
+    scored = sum(counts["scored"] for counts in result.spent.values())
+    return "\n".join((
+        f"{values['method']}, {values['count']} clients: ended by {result.stopped}; "
+        f"peak {used.ru_maxrss / 1024:.0f} MiB",
+        f"  {seconds:.0f} s in all, {scored:,.0f} scored examples; "
+        f"its own CPU {used.ru_utime + used.ru_stime:.0f} s, the server's {served:.0f} s",
+        f"  rounds of {', '.join(f'{taken:.0f}' for taken in rounds)} s",
+    ))  # fmt: skip
 
 
 if __name__ == "__main__":

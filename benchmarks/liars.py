@@ -26,7 +26,6 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import typer
-from lies import LIES, lying, reached_through
 
 from fedbpt_api.bench.grid import Cell, prepared
 from fedbpt_api.bench.suite import Suite, load_suite
@@ -47,6 +46,7 @@ from fedbpt_api.run.words import choose_words
 from fedbpt_api.scoring.backend import BackendInfo, Bools, Floats, Prompt, Scores, TokenTable, Usage
 from fedbpt_api.scoring.encode import EncodedText
 from fedbpt_api.task import ClientData, Example, LabelWords, Task, Template
+from lies import LIES, lying, reached_through
 
 HERE = Path(__file__).parent
 LIAR = "client05"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lies import reached_through
-
 from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.run.events import Event
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.task import Task
+from lies import reached_through
 from toy_runs import make_settings
 
 Between = Callable[[Client], Exchange]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,10 @@ class Inputs:
     @classmethod
     def of(cls, task: Task, config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Inputs:
         """Those of a task."""
-        texts = {
-            f"{client.name}.{part}": (len(rows), _hash(f"{client.name}.{part}", rows))
-            for client in task.clients
-            for part, rows in client.parts()
-        }
+        parts = {f"{client.name}.{part}": rows for client in task.clients for part, rows in client.parts()}
+        with ThreadPoolExecutor() as pool:  # a slow hash on every core: clients may be many
+            digests = list(pool.map(_hash, parts, parts.values()))
+        texts = {name: (len(parts[name]), digest) for name, digest in zip(parts, digests, strict=True)}
         return cls(
             texts,
             str(config.resolve()) if config else None,

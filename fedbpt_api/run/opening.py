@@ -18,6 +18,7 @@ from fedbpt_api.scoring.budget import Budget, Limits
 from fedbpt_api.scoring.encode import EncodedText, Encoder
 from fedbpt_api.scoring.facts import Facts, Remembering, known_info
 from fedbpt_api.scoring.journal import Journal, secret_of
+from fedbpt_api.scoring.record_file import allow_open
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.scoring.store import Shelf
 from fedbpt_api.scoring.trie import label_trie, remarks
@@ -88,6 +89,7 @@ async def open_parties(
             )
         parties.room = min(client.info.context - client.longest for client in parties.local)
         if keep.folder is not None:
+            allow_open(len(secrets))
             for number, (client, secret) in enumerate(zip(parties.local, secrets, strict=True)):
                 place = keep.folder / f"scores-{number}.journal"
                 client.scorer.journal = Journal(place, secret, keep.ended, counted=keep.counted)

@@ -2,13 +2,13 @@
 
 A run asks a few hundred texts about thousands of prompts. For each prompt the numbers of its texts and
 their answers are two arrays, so an answer takes its own bytes and four more, and a lookup is a search in
-a sorted array.
+a sorted array. A list of probable words is two arrays too: as a dictionary it would take ten times as much.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,22 @@ def asked_key(question: Question, prompt: AnyPrompt) -> bytes:
     return digest.digest()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _List:
+    """{token id: log-probability}, in its order."""
+
+    tokens: npt.NDArray[np.int32]
+    values: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, found: Mapping[int, float]) -> _List:
+        n = len(found)
+        return cls(np.fromiter(found.keys(), np.int32, n), np.fromiter(found.values(), np.float64, n))
+
+    def to_dict(self) -> dict[int, float]:
+        return dict(zip(self.tokens.tolist(), self.values.tolist(), strict=True))
+
+
 @dataclass(slots=True)
 class Block:
     """Answers about one prompt: `texts` are sorted numbers [n], `rows` their answers."""
@@ -49,6 +65,7 @@ class Block:
     def add(self, numbers: Sequence[int], rows: Rows) -> None:
         """Answers to texts that had none."""
         texts = np.concatenate([self.texts, np.asarray(numbers, dtype=np.int32)])
+        rows = _each(rows, _List.of) if rows.dtype == object else rows
         rows = rows if self.rows is None else np.concatenate([self.rows, rows])
         order = np.argsort(texts, kind="stable")
         self.texts, self.rows = texts[order], rows[order]
@@ -56,7 +73,8 @@ class Block:
     def of(self, numbers: Sequence[int]) -> Rows:
         """Answers in the order of `numbers`, all of which have one."""
         assert self.rows is not None
-        return self.rows[np.searchsorted(self.texts, np.asarray(numbers, dtype=np.int32))]
+        rows = self.rows[np.searchsorted(self.texts, np.asarray(numbers, dtype=np.int32))]
+        return _each(rows, _List.to_dict) if rows.dtype == object else rows
 
 
 class Known:
@@ -73,3 +91,10 @@ class Known:
     def number(self, text: EncodedText) -> int:
         """The number of a text, given when it is first seen."""
         return self._numbers.setdefault(text.key, len(self._numbers))
+
+
+def _each(rows: Rows, change: Callable[[Any], object]) -> Rows:
+    """Lists in another form."""
+    changed = np.empty(len(rows), dtype=object)
+    changed[:] = [change(row) for row in rows]
+    return changed

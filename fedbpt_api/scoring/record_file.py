@@ -21,12 +21,19 @@ import orjson
 
 from fedbpt_api.errors import RunFolderError
 
+try:
+    import resource
+except ImportError:  # only Unix has limits that a process can raise
+    resource = None  # type: ignore[assignment]
+
 ROOM: Final = 1 << 20
 """Bytes that are set aside at a time."""
 
 _FRAME = struct.Struct("<II")
 _CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 _ADVICE = "make room, then go on with `fedbpt resume`; what is in it is kept"
+_MANY = "allow more open files (ulimit -n): each party's journal is one, and so is each connection"
+_OTHERS = 256  # files that a process has open beside journals: connections, libraries
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +135,8 @@ class RecordFile:
         self._end = self._whole
 
     def _failed(self, error: OSError) -> RunFolderError:
-        return RunFolderError(f"{self._path} cannot be written: {error.strerror}", _ADVICE)
+        advice = _MANY if error.errno in (errno.EMFILE, errno.ENFILE) else _ADVICE
+        return RunFolderError(f"{self._path} cannot be written: {error.strerror}", advice)
 
 
 def _create(path: Path, first: bytes) -> None:
@@ -141,6 +149,19 @@ def _create(path: Path, first: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
+
+
+def allow_open(files: int) -> None:
+    """Raise this process's own limit of open files to what so many journals take, where the system lets it.
+
+    Many systems begin with 1,024, and allow far more to whoever asks.
+    """
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = files + _OTHERS if hard == resource.RLIM_INFINITY else min(files + _OTHERS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def read_records(path: Path, kind: str, version: int) -> Contents:

@@ -131,7 +131,7 @@ class Scorer:
             rows[:] = lists
             return rows, usage
 
-        return [dict(found) for found in await self._answers(("top", k), prompt, texts, ask, self.shelf)]
+        return list(await self._answers(("top", k), prompt, texts, ask, self.shelf))
 
     async def aclose(self) -> None:
         """Give up on requests that are still under way."""

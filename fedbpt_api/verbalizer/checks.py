@@ -86,8 +86,8 @@ def _sums(asked: Asked, answer: Sums, models: int, p: int) -> str:
     n = asked.n
     if (answer.losses < -_ROUNDING).any() or not _slopes(asked, answer.losses, answer.gradients):
         return "its losses or their derivatives cannot be"
-    for triangle in answer.curvature:
-        second = square(triangle)
+    for upper in answer.curvature:
+        second = square(upper)
         own = np.diag(second)
         # Of the biases: Q' (diag(p) - p p') Q, summed over texts, with p (1 - p) at most 1/4, a variance.
         if (own > _STEEP**2 * n).any() or (own[1:-1] > n / 2 + _SINGLE * max(n, 1)).any():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from fedbpt_api.scoring.backend import Bools, Floats
 from fedbpt_api.verbalizer import regression
-from fedbpt_api.verbalizer.discriminant import Classes, square
+from fedbpt_api.verbalizer.discriminant import Classes, square, triangle
 from fedbpt_api.verbalizer.messages import (
     AskCross,
     AskMoments,
@@ -71,7 +72,7 @@ class ClientFit:
 
     async def answer(self, message: bytes) -> bytes:
         """Answer an encoded message of the server; see `reply`."""
-        return encode(self.reply(decode(message)))
+        return encode(self.reply(_question(message)))
 
     def reply(self, message: Message) -> Message:
         """Answer a message of the server.
@@ -100,7 +101,7 @@ class ClientFit:
             labels=counts,
             logits=self._label_rows.sum(axis=0),
             means=means,
-            scatter=(away.T @ away)[np.triu_indices(width)],
+            scatter=(away.T @ away)[triangle(width)],
             bounded=self._bounded,
         )
 
@@ -115,14 +116,13 @@ class ClientFit:
             )
         self._designs = [regression.design(self._label_rows, np.zeros_like(self._label_rows))]
         if width:
-            classes = Classes.of(begin.labels, begin.means, square(begin.covariance))
-            for scores in classes.held_out(self._rows, self._labels, begin.strengths.tolist()):
+            for scores in _classes(begin).held_out(self._rows, self._labels, begin.strengths.tolist()):
                 self._designs.append(regression.design(self._label_rows - begin.centre, scores))
         return self._sums(AskSums(np.arange(len(self._designs)), begin.thetas))
 
     def _sums(self, ask: AskSums) -> Sums:
         self._check(ask.designs, ask.thetas)
-        upper = np.triu_indices(ask.thetas.shape[1])
+        upper = triangle(ask.thetas.shape[1])
         losses, gradients, second = [], [], []
         for design, theta in zip(ask.designs, ask.thetas, strict=True):
             rows = self._designs[design]
@@ -157,3 +157,14 @@ class ClientFit:
             raise FitError(
                 f"client {self.name} was sent models that do not fit its designs of {p} parameters"
             )
+
+
+# Clients of one process are asked the same: it is read, and the axes are found, once and not by each.
+_SIDE_BY_SIDE = 32  # fits at the same time
+_question = lru_cache(maxsize=_SIDE_BY_SIDE)(decode)
+
+
+@lru_cache(maxsize=_SIDE_BY_SIDE)
+def _classes(begin: Begin) -> Classes:
+    """What the texts of all clients add up to."""
+    return Classes.of(begin.labels, begin.means, square(begin.covariance))

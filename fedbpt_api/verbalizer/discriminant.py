@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -125,9 +126,18 @@ class Classes:
         return weights, float(unit) or 1.0
 
 
+@lru_cache(maxsize=64)
+def triangle(width: int) -> tuple[Ints, Ints]:
+    """Rows and columns of a square matrix's upper triangle, row by row; found once: they are needed often."""
+    rows, columns = np.triu_indices(width)
+    return rows, columns
+
+
 def square(upper: Floats) -> Floats:
     """A symmetric matrix from its upper triangle, row by row."""
     width = int(np.sqrt(2 * len(upper) + 0.25) - 0.5)
+    rows, columns = triangle(width)
     full = np.zeros((width, width))
-    full[np.triu_indices(width)] = upper
-    return full + np.triu(full, 1).T
+    full[rows, columns] = upper
+    full[columns, rows] = upper
+    return full

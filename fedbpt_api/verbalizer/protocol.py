@@ -24,7 +24,7 @@ import numpy as np
 
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.verbalizer import regression
-from fedbpt_api.verbalizer.discriminant import Classes, square
+from fedbpt_api.verbalizer.discriminant import Classes, square, triangle
 from fedbpt_api.verbalizer.messages import AskCross, AskMoments, AskSums, Begin, Cross, Message, Moments, Sums
 from fedbpt_api.verbalizer.newton import Descent
 from fedbpt_api.verbalizer.regression import Ints
@@ -192,7 +192,7 @@ def _problem(answers: list[Moments], width: int, weighted: bool) -> _Problem:
     """What the clients' texts add up to, and what is worth trying with it."""
     counts = np.array([a.labels for a in answers], dtype=np.intp)
     logits = np.array([a.logits for a in answers], dtype=np.float64).sum(axis=0)
-    labels, upper = counts.sum(axis=0), np.triu_indices(width)
+    labels, upper = counts.sum(axis=0), triangle(width)
     shares = counts / np.maximum(labels, 1)
     means = np.sum([a.means * share[:, None] for a, share in zip(answers, shares, strict=True)], axis=0)
     scatter = np.sum([a.scatter for a in answers], axis=0)
@@ -231,7 +231,7 @@ def _observe(models: list[Descent], sums: Sums) -> None:
 def _ask_cross(models: list[Descent]) -> AskCross:
     """Asks for losses of texts left out, at the models' trial points."""
     k, p = len(models), len(models[0].trial) if models else 0
-    upper = np.triu_indices(p)
+    upper = triangle(p)
     second = np.array([model.without_one[upper] for model in models], dtype=np.float32)
     return AskCross(
         designs=np.arange(k),

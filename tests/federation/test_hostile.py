@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from lies import LIES, lying
 
 from fedbpt_api.federation.responder import Responder
 from fedbpt_api.run.events import Event, Warned
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.task import Task
+from lies import LIES, lying
 from toy import Toys, make_task
 from toy_wires import run_between
 

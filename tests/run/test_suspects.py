@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from lies import lying
 
 from fedbpt_api.federation.responder import Responder
 from fedbpt_api.federation.tally import Sums
 from fedbpt_api.run.events import Event, Warned
 from fedbpt_api.run.suspects import gain, suspect
+from lies import lying
 from toy import Toys, make_task
 from toy_runs import numbers, scored
 from toy_wires import run_between

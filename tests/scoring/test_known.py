@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fedbpt_api.scoring.backend import Soft
 from fedbpt_api.scoring.encode import AnyPrompt, EncodedText
+from fedbpt_api.scoring.journal import as_rows
 from fedbpt_api.scoring.known import Known, Question, asked_key
 
 
@@ -54,6 +55,25 @@ def test_questions_prompts_and_vectors_are_told_apart() -> None:
     ]
     keys = {asked_key(question, prompt) for question in questions for prompt in prompts}
     assert len(keys) == len(prompts) * len(questions)
+
+
+@given(st.lists(st.dictionaries(st.integers(0, 2**31 - 1), st.floats(-50, 0)), min_size=1, max_size=5))
+def test_lists_of_words_come_back_as_they_were(lists: list[dict[int, float]]) -> None:
+    block = Known().block(asked_key(("top", 9), ()))
+    for number, found in enumerate(lists):
+        block.add([number], as_rows([found]))
+    back = block.of(range(len(lists))).tolist()
+    assert [list(found.items()) for found in back] == [list(found.items()) for found in lists]
+
+
+def test_a_list_of_words_takes_a_fraction_of_a_dictionary() -> None:
+    block = Known().block(asked_key(("top", 2000), ()))
+    tracemalloc.start()
+    for number in range(20):
+        block.add([number], as_rows([{token: -token / 7 for token in range(2000)}]))
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken < 20 * 2000 * 20  # 12 bytes a word
 
 
 def test_an_answer_takes_little_more_than_its_numbers() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbpt_api.errors import RunFolderError
-from fedbpt_api.scoring.record_file import RecordFile, read_records
+from fedbpt_api.scoring.record_file import RecordFile, allow_open, read_records
 
 HEADER = {"format": "test", "version": 1}
 payloads = st.lists(st.binary(min_size=1, max_size=60), max_size=6)
@@ -85,3 +88,31 @@ def test_a_new_file_replaces_none(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="cannot be written"):
         RecordFile(tmp_path / "x", HEADER)
     assert read(tmp_path / "x") == [b"a"]
+
+
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    """At most 200 open files for this process, more if it asks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def open_many(folder: Path, stack: contextlib.ExitStack) -> None:
+    """300 files, open at the same time."""
+    for number in range(300):
+        stack.callback(RecordFile(folder / str(number), HEADER).close)
+
+
+def test_as_many_files_are_open_as_there_are_parties(tmp_path: Path, few_files: None) -> None:
+    with contextlib.ExitStack() as stack:
+        allow_open(300)
+        open_many(tmp_path, stack)
+
+
+def test_too_many_open_files_are_told_apart_from_a_full_disk(tmp_path: Path, few_files: None) -> None:
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(RunFolderError, match="Too many open files") as refused:
+            open_many(tmp_path, stack)
+        assert "ulimit -n" in refused.value.hint and "make room" not in refused.value.hint
