@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 DEMO = HERE.parent / "examples" / "tweets"
 PARTIES, EACH = 4, 100  # of SST-2: training texts a party, and as many development texts
 
-NOISY: dict[str, object] = {"privacy.mode": "gaussian"}
+NOISY: dict[str, object] = {"privacy.mode": "gaussian", "verbalizer.kind": "bias"}
 RUNS: dict[str, dict[str, object]] = {
     "none": {},
     "none, label words and bias only": {"verbalizer.kind": "bias"},

@@ -96,7 +96,9 @@ class Assessment:
         scores = {"held_out_loss": self.loss}
         dev = self.dev_sums
         if dev.n:
-            scores |= {"dev_loss": dev.mean_loss, "dev_accuracy": dev.accuracy}
+            scores["dev_loss"] = dev.mean_loss
+        if dev.n and dev.correct is not None:
+            scores["dev_accuracy"] = dev.accuracy
         return scores
 
 

@@ -13,6 +13,7 @@ from fedbpt_api.federation.envelope import Envelope, opened, seal
 from fedbpt_api.federation.noise import Noise
 from fedbpt_api.federation.noisy import ANSWERED, NoisyResponder
 from fedbpt_api.federation.promise import Promise
+from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run import enclosed
 from fedbpt_api.run.events import Assessed, Event, Noted
 from fedbpt_api.run.opening import open_parties
@@ -44,13 +45,14 @@ def judged(events: list[Event]) -> list[Assessed]:
     return [event for event in events if isinstance(event, Assessed)]
 
 
-async def test_with_hardly_any_noise_a_run_is_as_good_as_without(toys: Toys) -> None:
+async def test_with_hardly_any_noise_a_run_is_as_good_as_without(toys: Toys, tmp_path: Path) -> None:
     """Epsilon 100: what is left are clipping, the bias in closed form, and fewer prompts."""
     huge: dict[str, object] = {"privacy.epsilon": 100, "privacy.clip_loss": 4.0, "privacy.clip_logits": 8.0}
-    result, events = await run(huge | {"search.rounds": 3, "privacy.clip_mean": 20.0})
+    result, events = await run(huge | {"search.rounds": 3, "privacy.clip_mean": 20.0}, tmp_path / "run")
     plain, _ = await run({"privacy.mode": "none", "search.rounds": 3})
     losses = [event.loss for event in judged(events)]
     assert min(losses) < losses[0] - 0.1
+    assert TunedPrompt.load(tmp_path / "run").text == result.prompt.partition("\n--- and ---\n")[0]
     accuracy = {}
     for name, one in (("noise", result), ("plain", plain)):
         assert one.test is not None

@@ -153,7 +153,7 @@ async def test_a_party_that_is_gone_for_good_is_named_and_costs_ten_deadlines(
     toys: Toys, fed: Federation
 ) -> None:
     task = make_task()
-    config = fed.write(task, {"federation.timeout": 0.2, "search.rounds": 6})
+    config = fed.write(task, {"federation.timeout": 0.2, "search.rounds": 14})
     grid = fed.grid(task)
     frozen = grid.members[101]
 
