@@ -211,7 +211,7 @@ def clients(
     count: Annotated[int, typer.Option(help="Clients.")] = 1000,
     train: Annotated[int, typer.Option(help="Training texts a client.")] = 4,
     held_out: Annotated[int, typer.Option(help="Development texts a client, and test texts.")] = 2,
-    prompts: Annotated[int, typer.Option(help="The budget, in prompts that all clients judge.")] = 100,
+    prompts: Annotated[int, typer.Option(help="The budget, in prompts that all clients judge.")] = 50,
     method: Annotated[list[str] | None, typer.Option(help="Recipes; more than once.")] = None,
 ) -> None:
     """Peak memory and time of `fedbpt tune` with many clients, against a server that answers at once."""
