@@ -187,6 +187,7 @@ class Proxy:
         self.port, self._target = free_port(), target
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._all: list[asyncio.StreamWriter] = []  # to the end, so that each is closed before its loop
         self._open, self._flowing = True, asyncio.Event()
         self._flowing.set()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -218,6 +219,9 @@ class Proxy:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in self._all:
+            writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._all), return_exceptions=True)
 
     def _cut(self) -> None:
         self._open = False
@@ -229,6 +233,7 @@ class Proxy:
         self._flowing.set()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._all.append(writer)
         if not self._open:
             await reader.read(1)  # the first of TLS's handshake, which then ends
             writer.close()
@@ -238,6 +243,7 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
+        self._all.append(back)
         self._writers |= {writer, back}
         await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
         self._writers -= {writer, back}

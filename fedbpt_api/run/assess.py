@@ -21,7 +21,7 @@ from fedbpt_api.run.assessment import SPREAD, Assessment, beyond, total
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.parties import Parties
-from fedbpt_api.run.private import matched
+from fedbpt_api.run.private import matched, noise_of_logits
 from fedbpt_api.scoring.backend import Floats, Soft
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.verbalizer import Answering, FitError, FitReport, Kind, Verbalizer, fit_over_clients
@@ -142,7 +142,9 @@ class Assessor:
             if client.name in answers.got:
                 counts[: len(client.label_counts)] += client.label_counts
         sums = np.sum([answers.got[name] for name in sorted(answers.got)], axis=0)
-        return matched(sums, counts, parties.words, parties.groups)
+        texts = [client.n_train for client in parties.clients if client.name in answers.got]
+        noise = noise_of_logits(self.settings, texts)
+        return matched(sums, counts, parties.words, parties.groups, noise)
 
     async def _measured(
         self, prompt: Asked, z: Floats | None = None, fixed: Verbalizer | None = None

@@ -14,6 +14,7 @@ from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.verbalizer import Verbalizer
 
 _UNITS: Final = {"text": "one text of a party", "party": "all texts of a party together"}
+_SPREAD = 1.0  # nats, of biases over prompts and labels
 _NAMES: Final[Mapping[Part, str]] = {"train": "training", "dev": "development", "test": "test"}
 
 
@@ -38,7 +39,11 @@ def promise_of(settings: Settings) -> Promise:
 
 
 def matched(
-    sums: Floats, counts: Floats, words: Sequence[int], groups: Sequence[Sequence[int]]
+    sums: Floats,
+    counts: Floats,
+    words: Sequence[int],
+    groups: Sequence[Sequence[int]],
+    noise: float = 0.0,
 ) -> Verbalizer:
     """A bias from sums alone: mean logits become the logarithms of the labels' shares.
 
@@ -50,10 +55,21 @@ def matched(
         counts: Texts of each label, shape [C].
         words: The T words, label words first.
         groups: For each label the columns of its words.
+        noise: Standard deviation of the noise in a mean logit; the more, the nearer the bias is to none, as
+            the mean of its posterior is where a bias has a spread of `_SPREAD` before anything is known.
     """
     shares = (counts + 0.5) / (counts.sum() + len(counts) / 2)
-    bias = np.log(shares) - sums / max(counts.sum(), 1.0)
+    kept = _SPREAD**2 / (_SPREAD**2 + noise**2)
+    bias = kept * (np.log(shares) - sums / max(counts.sum(), 1.0))
     return Verbalizer.from_bias(words, groups, 1.0, bias - bias.mean())
+
+
+def noise_of_logits(settings: Settings, texts: Sequence[int]) -> float:
+    """Standard deviation of what noise adds to a mean logit, in nats; `texts` are parties' training texts."""
+    promise = promise_of(settings)
+    units = [1 if promise.unit == "text" else n for n in texts]
+    noise = promise.multiplier("train") * 2 * promise.clip_logits * math.sqrt(sum(unit**2 for unit in units))
+    return noise / max(1, sum(texts))
 
 
 def hidden_by_noise(settings: Settings, texts: Sequence[tuple[int, int]]) -> float:
@@ -89,7 +105,7 @@ def told(settings: Settings, parties: int, made: Mapping[Part, int] | None = Non
     promise = promise_of(settings)
     counts = promise.releases if made is None else made
     parts = ", ".join(
-        f"{promise.spent(part, count):.2f} for {_NAMES[part]} texts ({count} answers)"
+        f"{promise.spent(part, count):.2f} for {_NAMES[part]} texts in {count} answer{'s' * (count > 1)}"
         for part, count in counts.items()
         if count
     )

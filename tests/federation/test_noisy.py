@@ -18,6 +18,7 @@ from fedbpt_api.run import enclosed
 from fedbpt_api.run.events import Assessed, Event, Noted
 from fedbpt_api.run.opening import open_parties
 from fedbpt_api.run.parties import Keep
+from fedbpt_api.run.private import matched
 from fedbpt_api.run.replay import replay
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner
@@ -61,6 +62,14 @@ async def test_with_hardly_any_noise_a_run_is_as_good_as_without(toys: Toys, tmp
     assert accuracy["noise"] > accuracy["plain"] - 0.05
 
 
+def test_the_more_noise_the_less_is_believed() -> None:
+    """The posterior mean of a bias with a standard normal prior, by hand."""
+    sums, counts = np.array([-40.0, 40.0]), np.array([20.0, 20.0])
+    for noise, kept in ((0.0, 1.0), (1.0, 0.5), (3.0, 0.1)):
+        found = matched(sums, counts, (1, 2), ((0,), (1,)), noise)
+        np.testing.assert_allclose(found.bias, kept * np.array([1.0, -1.0]), atol=1e-12)
+
+
 async def test_releases_are_planned_counted_and_told(toys: Toys, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Noise] = []
     begin = Noise.__init__
@@ -80,7 +89,8 @@ async def test_releases_are_planned_counted_and_told(toys: Toys, monkeypatch: py
     first = next(event.message for event in events if isinstance(event, Noted))
     assert "epsilon 8.00 for training texts" in first
     assert (
-        f"{made[0].promise.spent('dev', count):.2f} for development texts ({count} answers)" in result.privacy
+        f"{made[0].promise.spent('dev', count):.2f} for development texts in {count} answers"
+        in result.privacy
     )
 
 

@@ -39,7 +39,10 @@ def test_the_time_that_a_run_has_follows_from_what_is_done_to_it() -> None:
 async def echo() -> AsyncIterator[Proxy]:
     """A server that says what it hears, behind a proxy."""
 
+    writers: list[asyncio.StreamWriter] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         while data := await reader.read(100):
             writer.write(data)
         writer.close()
@@ -51,6 +54,14 @@ async def echo() -> AsyncIterator[Proxy]:
     finally:
         proxy.close()
         server.close()
+        await closed(*writers)
+
+
+async def closed(*writers: asyncio.StreamWriter) -> None:
+    """Close connections, and wait until they are."""
+    for writer in writers:
+        writer.close()
+    await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
 
 async def test_the_proxy_carries_holds_and_cuts() -> None:
@@ -75,5 +86,4 @@ async def test_the_proxy_carries_holds_and_cuts() -> None:
         back, said = await asyncio.open_connection(HOST, proxy.port)
         said.write(b"back")
         assert await back.readexactly(4) == b"back"
-        for one in (writer, other[1], hello, said):
-            one.close()
+        await closed(writer, other[1], hello, said)
