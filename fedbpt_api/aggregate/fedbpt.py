@@ -70,10 +70,9 @@ class FedBPT:
         if len(answers) < MIN_ANSWERS:
             mean, sigma = weighted_average(answers)
             return replace(state, round=state.round + 1, mean=mean, sigma=self.bounded(state, sigma))
-        # Clients are ranked by loss; the name decides between equal losses.
-        ranked = sorted(answers, key=lambda update: (update.loss, update.client))
-        before = corrected_sigma(ranked, self.sigma_rule)
-        after = cma_step(state, np.stack([update.mean for update in ranked]), before)
+        best_first = ranked(answers)
+        before = corrected_sigma(best_first, self.sigma_rule)
+        after = cma_step(state, np.stack([update.mean for update in best_first]), before)
         # Only the ratio of the server's change is carried to the clients' step size (paper's code).
         ratio = after.server_sigma / before
         return replace(after, round=state.round + 1, sigma=self.bounded(state, ratio * state.sigma))
@@ -81,6 +80,11 @@ class FedBPT:
     def bounded(self, state: GlobalState, sigma: float) -> float:
         """A step size for clients, within floor and ceiling."""
         return min(max(sigma, self.floor * state.sigma0), self.ceiling * state.sigma0)
+
+
+def ranked(answers: Sequence[Update]) -> list[Update]:
+    """Clients by loss, the best first; the name decides between equal losses."""
+    return sorted(answers, key=lambda update: (update.loss, update.client))
 
 
 def corrected_sigma(ranked: Sequence[Update], rule: SigmaRule) -> float:

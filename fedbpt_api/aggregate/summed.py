@@ -20,8 +20,10 @@ from fedbpt_api.aggregate.fedbpt import (
     cma_from_sums,
     constants,
     corrected_sigma,
+    ranked,
 )
 from fedbpt_api.aggregate.state import Floats, GlobalState, Update
+from fedbpt_api.verbalizer.discriminant import square, triangle
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,12 @@ def weighing(rule: FedBPT | None, state: GlobalState, answers: Sequence[Update])
     if rule is None or len(answers) < MIN_ANSWERS:
         total = sum(answer.n for answer in answers)
         return Weighing({answer.client: answer.n / total for answer in answers}, 1.0, False)
-    ranked = _ranked(answers)
-    weights = constants(state.dimension, len(ranked)).weights.tolist()
-    names = [answer.client for answer in ranked]
-    return Weighing(dict(zip(names, weights, strict=True)), corrected_sigma(ranked, rule.sigma_rule), True)
+    best_first = ranked(answers)
+    weights = constants(state.dimension, len(best_first)).weights.tolist()
+    names = [answer.client for answer in best_first]
+    return Weighing(
+        dict(zip(names, weights, strict=True)), corrected_sigma(best_first, rule.sigma_rule), True
+    )
 
 
 def weighed(mean: Floats, state: GlobalState, told: Weighing, name: str, count: int) -> Floats:
@@ -77,7 +81,7 @@ def weighed(mean: Floats, state: GlobalState, told: Weighing, name: str, count: 
     if not told.second:
         return weight * (mean - state.mean) / told.sigma
     (step,), _ = clipped_steps(state, mean[None], told.sigma, constants(state.dimension, count).longest)
-    return np.concatenate([weight * step, (weight * np.outer(step, step))[np.triu_indices(len(step))]])
+    return np.concatenate([weight * step, (weight * np.outer(step, step))[triangle(len(step))]])
 
 
 def merged(
@@ -99,14 +103,6 @@ def merged(
         if rule is not None:
             sigma = rule.bounded(state, sigma)
         return replace(state, round=state.round + 1, mean=mean, sigma=sigma)
-    square = np.zeros((d, d))
-    square[np.triu_indices(d)] = total[d:]
-    square += np.triu(square, 1).T
-    after = cma_from_sums(state, len(answers), told.sigma, total[:d], square)
+    after = cma_from_sums(state, len(answers), told.sigma, total[:d], square(total[d:]))
     ratio = after.server_sigma / told.sigma
     return replace(after, round=state.round + 1, sigma=rule.bounded(state, ratio * state.sigma))
-
-
-def _ranked(answers: Sequence[Update]) -> list[Update]:
-    """The best loss first; the name decides between equal ones."""
-    return sorted(answers, key=lambda answer: (answer.loss, answer.client))

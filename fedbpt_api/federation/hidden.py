@@ -18,6 +18,7 @@ from fedbpt_api.federation.local_search import Searched
 from fedbpt_api.federation.masks import Masks
 from fedbpt_api.federation.messages import Broadcast, MessageError, decode_update, encode_update
 from fedbpt_api.federation.summable import packed
+from fedbpt_api.verbalizer.discriminant import square
 
 OPEN: Final = frozenset({"done", "facts", "lines", "keys", "scalars"})
 """Kinds of answers that tell nothing of texts, or what `docs/deploy.md` says is told."""
@@ -105,6 +106,4 @@ def _state(broadcast: Broadcast, body: bytes) -> GlobalState:
     upper = np.frombuffer(body, dtype="<f8")
     if upper.size != d * (d + 1) // 2 or not np.isfinite(upper).all():
         raise MessageError(f"a covariance of {upper.size} numbers, for {d} coordinates")
-    covariance = np.zeros((d, d))
-    covariance[np.triu_indices(d)] = upper
-    return replace(state, covariance=covariance + np.triu(covariance, 1).T)
+    return replace(state, covariance=square(upper))

@@ -20,6 +20,7 @@ from fedbpt_api.federation.messages import MessageError
 from fedbpt_api.federation.tally import Ints
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.verbalizer import decode, encode
+from fedbpt_api.verbalizer.discriminant import triangle
 from fedbpt_api.verbalizer.messages import Cross, Message, Moments, Sums
 
 Layout = list[Any]
@@ -155,8 +156,7 @@ def _unpacked(layout: Layout, row: Floats) -> Moments | Sums | Cross:
 
 def _outer(counts: Floats, means: Floats) -> Floats:
     """Products of label means, counted as often as there are texts: upper triangle, [T (T + 1) / 2]."""
-    upper = np.triu_indices(means.shape[1])
-    return np.asarray(((counts * means).T @ means)[upper])
+    return np.asarray(((counts * means).T @ means)[triangle(means.shape[1])])
 
 
 def _length(layout: Layout) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from fedbpt_api.federation.runtime import Round
 from fedbpt_api.federation.together import SIZE
 from fedbpt_api.prompts.space import PromptSpace
 from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.verbalizer.discriminant import triangle
 
 
 class SummedParty(RemoteParty):
@@ -43,10 +44,10 @@ class SummedParty(RemoteParty):
         self,
         told: Weighing,
         state: GlobalState,
-        again: Mapping[str, Any],
+        search: Callable[[], Awaitable[object]],
     ) -> Floats:
-        """The sum of what parties weigh; `again` holds the arguments of their search, where one forgot it."""
-        upper = np.triu_indices(state.dimension)
+        """The sum of what parties weigh; `search` has them search again, where one forgot."""
+        upper = triangle(state.dimension)
         body = b"" if state.covariance is None or not told.second else state.covariance[upper].tobytes()
         fields = {
             "round": state.round,
@@ -55,10 +56,10 @@ class SummedParty(RemoteParty):
             "second": told.second,
         }
 
-        async def search() -> None:
-            await self.search_together(**again)  # scored before, so it costs nothing
+        async def again() -> None:
+            await search()  # scored before, so it costs nothing
 
-        answer = await patiently(lambda: self._once("weighed", fields, body=body), search)
+        answer = await patiently(lambda: self._once("weighed", fields, body=body), again)
         row = np.frombuffer(answer.body, dtype="<f8")
         return plain.to_floats(row if row.size == told.length(state.dimension) else None)
 
@@ -81,14 +82,18 @@ async def summed_round(
         raise ConfigError(f"federation.aggregator: {aggregator.name} needs each party's mean", "use 'fedbpt'")
     rule = aggregator if isinstance(aggregator, FedBPT) else None
     down = encode_state(state)
-    asked = {"broadcast": decode_state(down), "space": space, "plan": plan, "reference": reference}
-    searched = await party.search_together(**asked)  # type: ignore[arg-type]
+    broadcast = decode_state(down)
+
+    async def search() -> dict[str, Searched]:
+        return await party.search_together(broadcast, space, plan, reference)
+
+    searched = await search()
     moved = [found.update for found in searched.values() if found.moved]
     after, up = state, 0
     if moved:
         answers = check_updates(state, moved)
         told = weighing(rule, state, answers)
-        after = merged(rule, state, answers, told, await party.weigh(told, state, asked))
+        after = merged(rule, state, answers, told, await party.weigh(told, state, search))
         up = 8 * told.length(state.dimension)
     return Round(state=after, searched=searched, missing={}, bytes_up=up, bytes_down=len(down))
 
