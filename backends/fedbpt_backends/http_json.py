@@ -6,7 +6,6 @@ Keys come from the environment and are never part of an error, a log or a file.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -15,11 +14,10 @@ import httpx
 import orjson
 
 from fedbpt_api.errors import BackendError, ConfigError
+from fedbpt_backends.headers import NAME, VALUE
 from fedbpt_backends.pacing import Pacer, Refusal, Trouble, persist
 
 _USER = re.compile(r"//[^/@]*@")  # in an address: name and password
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_VALUE = re.compile(r"[!-~](?:[ -~\t]*[!-~])?|")
 SHAPE_ERRORS = (AttributeError, KeyError, IndexError, TypeError, ValueError)
 T = TypeVar("T")
 _KEEP = 2.0  # seconds that an idle connection is kept: uvicorn closes it after 5
@@ -164,29 +162,6 @@ def error_words(body: object) -> tuple[str, str]:
     return str(error)[:300], ""
 
 
-def secret(variable: str | None) -> str | None:
-    """The key in an environment variable.
-
-    Raises:
-        ConfigError: The variable is not set.
-    """
-    if variable is None:
-        return None
-    value = os.environ.get(variable, "").strip()
-    if not value:
-        raise ConfigError(
-            f"backend.api_key_env: the environment variable {variable} is not set",
-            f"export {variable}=... before you start; keys are never read from a file",
-        )
-    return value
-
-
-def bearer(variable: str | None, headers: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Headers with the key of an environment variable as a bearer token."""
-    key = secret(variable)
-    return dict(headers or {}) | ({"Authorization": f"Bearer {key}"} if key else {})
-
-
 def expected(place: object, error: Exception) -> BackendError:
     """An answer of another form is the server's fault, not ours."""
     return BackendError(
@@ -198,7 +173,7 @@ def expected(place: object, error: Exception) -> BackendError:
 def _check(headers: Mapping[str, object]) -> None:
     """Refuse headers that HTTP does not allow, without their values: libraries' own errors show them."""
     for name, value in headers.items():
-        if not _NAME.fullmatch(name) or not isinstance(value, str) or not _VALUE.fullmatch(value):
+        if not NAME.fullmatch(name) or not isinstance(value, str) or not VALUE.fullmatch(value):
             raise ConfigError(
                 f"backend.headers: {name!r} or its value holds characters that HTTP does not allow",
                 "look for line breaks and blanks at its ends, also in the variable of backend.api_key_env",

@@ -6,7 +6,6 @@ server says is searched for them before it becomes part of an error, a notice or
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -16,22 +15,14 @@ import openai
 import orjson
 
 from fedbpt_api.errors import BackendError, ConfigError
-from fedbpt_backends.http_json import expected, refusal, secret
+from fedbpt_backends.headers import VALUE, filled, secret
+from fedbpt_backends.http_json import expected, refusal
 from fedbpt_backends.pacing import Pacer, Refusal, Trouble, persist
 
 T = TypeVar("T")
 OPENAI = "https://api.openai.com/v1"
 _KEEP = 2.0  # seconds that an idle connection is kept: uvicorn closes it after 5
 _NO_KEY = "none"  # the package does not start without a key
-_FROM_ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
-_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_PRINTABLE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
-_CREDENTIALS = frozenset(
-    {
-        "authorization", "api-key", "x-api-key", "ocp-apim-subscription-key", "x-goog-api-key", "cookie",
-        "proxy-authorization",
-    }
-)  # fmt: skip
 
 
 class Refused(BackendError):
@@ -80,12 +71,12 @@ class Client:
         self.base_url = _address(base_url, azure=azure_version is not None)
         self.pacer = pacer
         key = secret(api_key_env)
-        if key is not None and not _PRINTABLE.fullmatch(key.strip()):
+        if key is not None and not VALUE.fullmatch(key.strip()):
             raise ConfigError(
                 f"backend.api_key_env: the value of {api_key_env} holds characters that no key has",
                 "look for line breaks and typographic marks in it",
             )
-        sent, secrets = _headers(headers or {})
+        sent, secrets = filled(headers or {})
         self._secrets = tuple(sorted({*secrets, *([key.strip()] if key else [])}, key=len, reverse=True))
         common: dict[str, Any] = {
             "api_key": key.strip() if key else _NO_KEY,
@@ -194,28 +185,3 @@ def _address(base_url: str | None, *, azure: bool) -> str:
         )
     path = parts.path.rstrip("/") or ("" if azure else "/v1")
     return f"{parts.scheme}://{parts.netloc}{path}"
-
-
-def _headers(headers: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Headers with the environment's values, and those values."""
-    sent: dict[str, str] = {}
-    secrets: list[str] = []
-    for name, value in headers.items():
-        if not isinstance(value, str) or not _HEADER.fullmatch(name):
-            raise ConfigError(f"backend.headers: {name!r} is no header, or its value is no text")
-        names = _FROM_ENVIRONMENT.findall(value)
-        if name.lower() in _CREDENTIALS and not names:
-            raise ConfigError(
-                f"backend.headers: expected {name} to name an environment variable, as in ${{GATEWAY_KEY}}",
-                "keys are never read from a file",
-            )
-        for variable in names:
-            secrets.append((secret(variable) or "").strip())
-            value = value.replace(f"${{{variable}}}", secrets[-1])
-        if not _PRINTABLE.fullmatch(value):
-            raise ConfigError(
-                f"backend.headers: the value of {name} holds characters that HTTP does not allow",
-                "look for line breaks, also in the environment variables that it names",
-            )
-        sent[name] = value
-    return sent, secrets

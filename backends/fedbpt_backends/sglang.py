@@ -17,7 +17,8 @@ import numpy as np
 from fedbpt_api.errors import BackendError
 from fedbpt_api.scoring.backend import Backend, BackendInfo, Prompt, Scores, TokenTable, Usage
 from fedbpt_backends.batching import Batcher
-from fedbpt_backends.http_json import Http, bearer
+from fedbpt_backends.headers import bearer
+from fedbpt_backends.http_json import Http
 from fedbpt_backends.llama_http import refuse_vectors
 from fedbpt_backends.pacing import Pacer
 from fedbpt_backends.probe import served_model
@@ -42,7 +43,7 @@ async def open_backend(
         base_url: Where it is, such as ``http://127.0.0.1:30000``.
         model: The served model's name; the first one where not given.
         api_key_env: Environment variable that holds the key.
-        headers: More headers, for gateways.
+        headers: More headers, for gateways; ``${NAME}`` in a value is the environment variable NAME.
         concurrency: Most requests under way.
         timeout: Seconds after which a request counts as stalled.
     """

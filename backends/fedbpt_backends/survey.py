@@ -11,7 +11,8 @@ from fedbpt_backends.advice import Advice, advise, backend_table
 from fedbpt_backends.asking import Finding
 from fedbpt_backends.checkpoint import read_table
 from fedbpt_backends.dialects import Chat, Dialect, LlamaNative, SglangNative
-from fedbpt_backends.http_json import Http, bearer
+from fedbpt_backends.headers import bearer
+from fedbpt_backends.http_json import Http
 from fedbpt_backends.identify import LLAMA, SGLANG, VLLM, Identity, by_fingerprint, identify, wants_key
 from fedbpt_backends.pacing import Pacer
 from fedbpt_backends.probe import CHOICES, Probe

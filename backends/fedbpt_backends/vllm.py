@@ -29,7 +29,8 @@ from fedbpt_api.scoring.backend import (
 )
 from fedbpt_backends.batching import Batcher
 from fedbpt_backends.checkpoint import read_table
-from fedbpt_backends.http_json import Http, bearer
+from fedbpt_backends.headers import bearer
+from fedbpt_backends.http_json import Http
 from fedbpt_backends.pacing import Pacer
 from fedbpt_backends.probe import Probe, served_model
 from fedbpt_backends.tensor_file import torch_bytes
@@ -67,7 +68,7 @@ async def open_backend(
         base_url: A server that runs, such as ``http://127.0.0.1:8000``; without it one is started.
         model: The served model's name; with no URL the model to serve (a folder or a name).
         api_key_env: Environment variable that holds the key.
-        headers: More headers, for gateways.
+        headers: More headers, for gateways; ``${NAME}`` in a value is the environment variable NAME.
         weights: Folder with the model's own files, for its embeddings; what the server names, if that is
             a folder here, where not given.
         way: "auto", "logprob_token_ids", "choice" or "top-k".

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_backends import pacing
-from fedbpt_backends.http_json import Http, bearer, error_words, refusal
+from fedbpt_backends.headers import bearer
+from fedbpt_backends.http_json import Http, error_words, refusal
 from fedbpt_backends.pacing import ATTEMPTS, Pacer
 
 SECRET = "sk-4f1d-secret"
