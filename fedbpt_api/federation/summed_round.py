@@ -26,10 +26,7 @@ class SummedParty(RemoteParty):
     """Parties behind a `Together`: all of a question fits into the budget, or nothing is scored for it."""
 
     most_pairs = SIZE
-
-    def _granted(self, need: int) -> int:
-        left = self._run.left()
-        return need if left is None or left >= need else 0
+    whole = True
 
     async def search_together(
         self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference
@@ -59,7 +56,7 @@ class SummedParty(RemoteParty):
         async def again() -> None:
             await search()  # scored before, so it costs nothing
 
-        answer = await patiently(lambda: self._once("weighed", fields, body=body), again)
+        answer = await patiently(lambda: self.channel.once("weighed", fields, body=body), again)
         row = np.frombuffer(answer.body, dtype="<f8")
         return plain.to_floats(row if row.size == told.length(state.dimension) else None)
 

@@ -112,7 +112,7 @@ async def test_a_rounds_envelopes_stay_below_4_kilobytes(toys: Toys) -> None:
     with pytest.raises(MessageError, match="does not travel"):
         await party.search(Broadcast(0, np.zeros(500), 1.0), space, PLAN, reference)
     wire.responder._round = (space, PLAN, reference)
-    party._told = (party._told[0], (space, PLAN, reference))
+    party.channel.rounds = (space, PLAN, reference)
     await party.search(Broadcast(0, np.full(500, 1 / 3), 1.0), space, PLAN, reference)
     await party.proposal()
     search, proposal = zip(wire.sent[-2:], wire.got[-2:], strict=True)
@@ -224,7 +224,7 @@ async def test_a_search_by_another_name_is_refused() -> None:
     party = await RemoteParty.reach(exchange, Budget())
     reference = Reference(await start_ids(), Verbalizer.from_words(WORDS, GROUPS))
     responder._round = (WordSpace(), PLAN, reference)
-    party._told = ((), (WordSpace(), PLAN, reference))
+    party.channel.rounds = (WordSpace(), PLAN, reference)
     with pytest.raises(MessageError, match="has sent the update of client9"):
         await party.search(Broadcast(0, np.zeros(2), 1.0), WordSpace(), PLAN, reference)
 
@@ -261,7 +261,7 @@ async def test_a_proposal_of_other_coordinates_than_are_searched_is_refused() ->
     party = await RemoteParty.reach(exchange, Budget())
     rounds = (WordSpace(), PLAN, Reference(await start_ids(), Verbalizer.from_words(WORDS, GROUPS)))
     responder._round = rounds
-    party._told = ((), rounds)
+    party.channel.rounds = rounds
     await party.search(Broadcast(0, np.zeros(2), 1.0), *rounds)
     with pytest.raises(MessageError, match="proposes 4 coordinates, but 2 are searched"):
         await party.proposal()

@@ -149,6 +149,28 @@ async def test_a_party_that_freezes_is_left_out_and_comes_back(toys: Toys, fed: 
     assert {row.client for row in result.test.rows} == {"*", "client0", "client1", "client2"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "nth"), [("fit", 4), ("fit message", 4), ("evaluate", 4), ("agreement", 1), ("proposal", 1)]
+)
+async def test_a_party_that_freezes_at_any_question_and_never_comes_back_stops_nothing(
+    toys: Toys, fed: Federation, kind: str, nth: int
+) -> None:
+    task = make_task()
+    config = fed.write(task, COMMITTEE | {"federation.timeout": 0.2, "search.rounds": 2})
+    grid = fed.grid(task)
+    frozen = grid.members[101]
+
+    def before(node: int, data: bytes) -> None:
+        kinds = [opened(envelope).kind for envelope in unpack(data)]
+        frozen.frozen = frozen.frozen or (kind in kinds and asked(grid, kind) >= nth)
+
+    grid.before = before
+    async with asyncio.timeout(60):
+        result = await coordinate(grid, config, fed.run)
+    assert frozen.frozen and result.test is not None
+    assert "client1" not in {row.client for row in result.test.rows}
+
+
 async def test_a_party_that_is_gone_for_good_is_named_and_costs_ten_deadlines(
     toys: Toys, fed: Federation
 ) -> None:
