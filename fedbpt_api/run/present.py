@@ -31,7 +31,7 @@ _RIVALS = {
 }
 _STOPPED = {
     "budget": "The search ended when its budget was spent.",
-    "rounds": "The search ended after the number of rounds that was asked for.",
+    "rounds": "The search did all that was asked of it before its budget was spent.",
     "cap": "The search ended at its cap on rounds, before its budget was spent.",
     "cancelled": "The search was cancelled; this is the best prompt up to then.",
 }
