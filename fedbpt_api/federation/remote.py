@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from fedbpt_api.verbalizer import Verbalizer, encode
 from fedbpt_api.verbalizer.checks import sums_problem
 from fedbpt_api.verbalizer.messages import AskMoments
 
+_GREETINGS = 2  # how often a party is told its task: a message is lost with the process that had it
 _Rounds = tuple[PromptSpace, Plan, Reference]
 _PLAIN, _SCATTER = (encode(AskMoments(scatter)) for scatter in (False, True))  # what fits begin with
 
@@ -68,7 +70,7 @@ class RemoteParty:
             exchange: How envelopes reach it.
             run: The run's budget.
             task: The envelope that tells the task (`federation.host`); None where it knows.
-            deadline: Seconds that it has for an answer within a fit.
+            deadline: Seconds that it has for an answer now, and within a fit.
             name: What it is called, where that is known.
 
         Raises:
@@ -77,11 +79,11 @@ class RemoteParty:
         """
         introduction = task or seal(Envelope("facts", {}))
         try:
-            async with asyncio.timeout(deadline):
-                facts = await introduced(exchange, introduction)
+            facts = await _met(exchange, introduction, deadline)
         except TimeoutError:
             raise FedbptError(
-                f"{name or 'a party'}: no answer within {deadline:g} s", "see to it, then start again"
+                f"{name or 'a party'}: no answer within {deadline:g} s, {_GREETINGS} times",
+                "see to it, then start again",
             ) from None
         except FedbptError as error:
             raise FedbptError(f"{name}: {error.message}" if name else error.message, error.hint) from error
@@ -300,3 +302,18 @@ class RemoteParty:
         """
         async with asyncio.timeout(self.deadline):
             return (await self.channel.once("fit message", {"fit": number}, body=message)).body
+
+
+async def _met(exchange: Exchange, introduction: bytes, deadline: float | None) -> Facts:
+    """What a party says of itself, asked once more where it does not answer in time.
+
+    Raises:
+        TimeoutError: It did not the second time either.
+        FedbptError: As from `introduced`.
+    """
+    for _ in range(_GREETINGS - 1):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline):
+                return await introduced(exchange, introduction)
+    async with asyncio.timeout(deadline):
+        return await introduced(exchange, introduction)

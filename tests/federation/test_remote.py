@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -265,6 +266,19 @@ async def test_a_proposal_of_other_coordinates_than_are_searched_is_refused() ->
     await party.search(Broadcast(0, np.zeros(2), 1.0), *rounds)
     with pytest.raises(MessageError, match="proposes 4 coordinates, but 2 are searched"):
         await party.proposal()
+
+
+async def test_a_task_that_was_lost_on_its_way_is_told_again() -> None:
+    responder, told = Responder(await make_client()), list[bytes]()
+
+    async def exchange(data: bytes) -> bytes:
+        told.append(data)
+        if len(told) == 1:
+            await asyncio.Event().wait()
+        return await responder.answer(data)
+
+    party = await RemoteParty.reach(exchange, Budget(), deadline=1)
+    assert party.name == "client0" and told == [told[0]] * 2
 
 
 async def test_what_is_granted_is_never_exceeded() -> None:
