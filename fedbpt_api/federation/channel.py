@@ -7,8 +7,9 @@ A party's own budget stays its own business; it tells when it is spent.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedbpt_api.errors import FedbptError, QuotaError
@@ -48,6 +49,8 @@ class Channel:
     rounds: object = None
     _introduced: bool = True
     _told: Ids = ()  # words that the party knows
+    _asked: int = 0
+    _granted_to: dict[int, Usage] = field(default_factory=dict)  # to questions that are not answered yet
 
     def __post_init__(self) -> None:
         self._patience = GivingUp(self.facts.name, self.exchange)
@@ -74,7 +77,7 @@ class Channel:
             before.append(self._introduce())
         if self.words != self._told:
             self._told = self.words
-            before.append(self._put("words", {"words": list(self.words)}, 0, b""))
+            before.append(self._tell_words())
         # What is begun first is sent first, and a party answers in that order.
         found: Envelope = (await side_by_side([*before, self._put(kind, fields, need, body)]))[-1]
         return found
@@ -85,20 +88,40 @@ class Channel:
         Raises:
             FedbptError: It cannot take part any more, or is another than it was.
         """
-        if await introduced(self.exchange, self.introduction) != self.facts:
-            raise MessageError(f"{self.facts.name} has come back with other texts, or another model")
+        try:
+            if await introduced(self.exchange, self.introduction) != self.facts:
+                raise MessageError(f"{self.facts.name} has come back with other texts, or another model")
+        except BaseException:
+            self._introduced = False
+            raise
+
+    async def _tell_words(self) -> None:
+        try:
+            await self._put("words", {"words": list(self.words)}, 0, b"")
+        except BaseException:
+            self._told = ()  # who knows what it reads now
+            raise
 
     async def _put(self, kind: str, fields: dict[str, Any], need: int, body: bytes) -> Envelope:
         """Put a question, and count what its answer cost."""
         granted = Usage(scored=self._granted(need))
         data = seal(Envelope(kind, fields | {"grant": granted.scored}, body))
         self._run.reserve(granted)
+        self._asked += 1
+        number, self._granted_to[self._asked] = self._asked, granted
         try:
             answer = opened(await self._patience(data))
+        except (TimeoutError, asyncio.CancelledError):
+            raise  # it may be at it still: what it was granted is kept for it until it answers something
+        except BaseException:
+            self._run.settle(self._granted_to.pop(number, Usage()), Usage())
+            raise
+        try:
             if answer.kind not in ("forgotten", "failed") or "spent" in answer.fields:
                 self.account.count(answer.fields.get("spent"))
-        finally:
-            self._run.settle(granted, Usage())
+        finally:  # a party answers in order, so it is done with all that it was asked before
+            for done in [one for one in self._granted_to if one <= number]:
+                self._run.settle(self._granted_to.pop(done), Usage())
         inner = answer.fields.get("answer")
         if not isinstance(inner, dict):
             raise MessageError(f"{self.facts.name} answers {kind!r} with something else")

@@ -21,6 +21,7 @@ MAX_BYTES: Final = 1 << 26
 """Most bytes of an envelope; the largest honest one brings a codebook of 10,000 words."""
 
 _KIND = 32  # characters
+_DEEPEST = 32  # lists and objects in one another
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,21 @@ def opened(data: bytes) -> Envelope:
             f"a message has version {head['version']!r}, but {VERSION} is understood",
             "run the same release of fedbpt_api on the server and at every party",
         )
+    if _depth(head) > _DEEPEST:
+        raise MessageError("a message is nested deeper than any that is sent")
     kind, fields = head["kind"], head["fields"]
     if not isinstance(kind, str) or not 0 < len(kind) <= _KIND or not isinstance(fields, dict):
         raise MessageError("the kind or the fields of a message are not what they must be")
     return Envelope(kind, fields, body)
+
+
+def _depth(value: object) -> int:
+    """How deep lists and objects are nested; the parser lets through more than can be shown."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        inner: list[object] = []
+        for one in level:
+            inner += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+        level = inner
+    return depth

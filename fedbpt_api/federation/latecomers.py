@@ -117,13 +117,14 @@ class Latecomers(Generic[R]):
 
         Args:
             number: The round's.
-            timeout: Seconds to wait for the first one.
+            timeout: Seconds to wait for the first one, or for those that are known to have ended in it.
             alone: Whether nobody else was asked, so that it is worth a wait.
         """
         told = self.log.of(number)
         if told is not None:
-            await _ended([self._late[name].task for name in told.joined if name in self._late])
-            return {name: self._late.pop(name) for name in told.joined if name in self._late}
+            there = [name for name in told.joined if name in self._late]
+            await _ended([self._late[name].task for name in there], timeout)
+            return {name: self._late.pop(name) for name in there if self._late[name].task.done()}
         if alone and self._late:
             tasks = [late.task for late in self._late.values()]
             await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -143,7 +144,7 @@ class Latecomers(Generic[R]):
         await _ended(tasks)
 
 
-async def _ended(tasks: Collection[asyncio.Task[R]]) -> None:
-    """Wait until all have ended, in whatever way."""
+async def _ended(tasks: Collection[asyncio.Task[R]], timeout: float | None = None) -> None:
+    """Wait until all have ended, in whatever way, or the time is over."""
     if tasks:
-        await asyncio.wait(tasks)
+        await asyncio.wait(tasks, timeout=timeout)

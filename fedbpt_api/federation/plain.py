@@ -14,7 +14,7 @@ import numpy as np
 
 from fedbpt_api.federation.local_search import Plan, Reference
 from fedbpt_api.federation.messages import MAX_COUNT, MessageError
-from fedbpt_api.federation.tally import Contestant, PairedCounts, Sums, Tally
+from fedbpt_api.federation.tally import Contestant, PairedCounts, Sums, Tally, rivals_of
 from fedbpt_api.prompts.codebook import Codebook, CodebookSpace
 from fedbpt_api.prompts.padding import PaddedSpace
 from fedbpt_api.prompts.soft import SoftSpace
@@ -288,6 +288,8 @@ def to_tally(value: Plain, methods: Sequence[str], labels: int) -> Tally:
     }
     if {counts.shape for counts in confusions.values()} != {(labels, labels)}:
         raise ValueError(f"counts of other than {labels} labels")
+    if set(value["paired"]) != set(rivals_of(methods)):
+        raise ValueError("a tally that compares others than were tested")
     paired = {rival: _counts(counts) for rival, counts in value["paired"].items()}
     totals = {int(c.sum()) for c in confusions.values()} | {c.n for c in paired.values()}
     if len(totals) != 1:

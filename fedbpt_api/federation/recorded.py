@@ -2,8 +2,9 @@
 
 A run's questions follow from the answers before them, so a server that begins anew puts the same questions
 in the same order; those that were answered are answered from the files, those that were not reach the
-parties. Each answer is on disk before it is used. That a party did not answer is written down too, once the
-run has gone on without it: it then does so again. The files hold sums, never a text.
+parties. Each answer is on disk before it is used. That a party did not answer, or only that it failed, is
+written down once the run goes on without it: it then does so again. A run that ends for want of answers
+keeps none of that, and asks again when it is started again. The files hold sums, never a text.
 
 A file of records (`scoring.record_file`) a party: a hash of the question (16 bytes), then the answer, or
 nothing where there was none.
@@ -14,17 +15,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import defaultdict, deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from fedbpt_api.errors import FedbptError
+from fedbpt_api.federation.envelope import opened
 from fedbpt_api.federation.exchange import Exchange
+from fedbpt_api.federation.messages import MessageError
 from fedbpt_api.scoring.record_file import RecordFile, read_records
 
 _KIND: Final = "file of answers"
 _VERSION: Final = 1
 _KEY: Final = 16  # bytes of a question's hash
+_FAILURES: Final = ("failed", "quota", "stopped")  # answers that are none: another time may bring one
 
 
 @dataclass
@@ -39,8 +44,7 @@ class Records:
 
     folder: Path
     opened: bool = False
-    _open: list[Recorded] = field(default_factory=list)
-    _missed: list[tuple[Recorded, bytes]] = field(default_factory=list)
+    _open: dict[str, Recorded] = field(default_factory=dict)
 
     def of(self, name: str, exchange: Exchange) -> Recorded:
         """A party's exchange, with its answers kept in `answers-NAME.records`.
@@ -48,22 +52,18 @@ class Records:
         Raises:
             RunFolderError: The file is of another kind, is damaged, or cannot be written.
         """
-        self._open.append(Recorded(self.folder / f"answers-{name}.records", exchange, self))
-        return self._open[-1]
+        self._open[name] = Recorded(self.folder / f"answers-{name}.records", exchange)
+        return self._open[name]
 
-    def miss(self, party: Recorded, key: bytes) -> None:
-        """Note that a party did not answer, until the run goes on."""
+    def go_on(self, names: Collection[str] | None = None) -> None:
+        """Write down what these parties, or all, have not answered: the run goes on without that."""
         if self.opened:
-            self._missed.append((party, key))
-
-    def go_on(self) -> None:
-        """Write down who did not answer: somebody else has."""
-        for party, key in self._missed:
-            party.keep(key, b"")
-        self._missed.clear()
+            known = None if names is None or set(names) - set(self._open) else names  # or all as one
+            for name in self._open if known is None else known:
+                self._open[name].go_on()
 
     def close(self) -> None:
-        for party in self._open:
+        for party in self._open.values():
             party.close()
         self._open.clear()
 
@@ -71,9 +71,9 @@ class Records:
 class Recorded:
     """An `Exchange` that keeps answers; made by `Records.of`."""
 
-    def __init__(self, path: Path, exchange: Exchange, records: Records) -> None:
+    def __init__(self, path: Path, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._records = records
+        self._missed: list[bytes] = []
         self._known: defaultdict[bytes, deque[bytes]] = defaultdict(deque)
         whole = None
         if path.exists():
@@ -100,15 +100,28 @@ class Recorded:
         try:
             answer = await self._exchange(question)
         except (FedbptError, TimeoutError, asyncio.CancelledError):
-            self._records.miss(self, key)
+            self._missed.append(key)
             raise
-        self._records.go_on()
-        self.keep(key, answer)
+        if _failed(answer):
+            self._missed.append(key + answer)
+        else:
+            self._missed = [payload for payload in self._missed if payload[:_KEY] != key]  # asked again
+            self._file.append(key + answer)
         return answer
 
-    def keep(self, key: bytes, answer: bytes) -> None:
-        """Write an answer down."""
-        self._file.append(key + answer)
+    def go_on(self) -> None:
+        """Write down what was not answered."""
+        for payload in self._missed:
+            self._file.append(payload)
+        self._missed.clear()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _failed(answer: bytes) -> bool:
+    """Whether an answer says no more than that there is none."""
+    try:
+        return opened(answer).kind in _FAILURES
+    except MessageError:
+        return True

@@ -46,10 +46,12 @@ class RemoteParty:
     Attributes:
         channel: The way to it, and what it says of itself.
         deadline: Seconds that it has for an answer within a fit; whoever asks else keeps the time.
+        noisy: Whether its answers have noise.
     """
 
     channel: Channel
     deadline: float | None = None
+    noisy: bool = False
     most_pairs: ClassVar[int] = 500  # words of a party's sums
     whole: ClassVar[bool] = False  # whether a question that the budget cannot pay in full is not put
     _last: tuple[Broadcast, _Rounds] | None = None  # its last search
@@ -185,7 +187,8 @@ class RemoteParty:
             Answers to the messages that a fit may begin with, by message.
         """
         need = self._inputs(self.n_train + self.n_dev * bool(fields["with_dev"]))
-        answer = await self.channel.ask("fit", fields, need)
+        async with asyncio.timeout(self.deadline):
+            answer = await self.channel.ask("fit", fields, need)
         length = plain.to_length(answer.fields.get("plain"), len(answer.body))
         return {_PLAIN: answer.body[:length], _SCATTER: answer.body[length:]}
 
@@ -210,8 +213,10 @@ class RemoteParty:
         sums = plain.to_sums((await self.channel.ask("evaluate", fields, self._inputs(n))).fields)
         if sums.n != n:
             raise MessageError(f"{self.name} has {n} such texts, but tells of {sums.n}")
-        told = sums.correct  # without it the loss has noise, and may be anything
-        if told is not None and (problem := sums_problem(verbalizer, n, sums.loss, told)):
+        if (sums.correct is None) != self.noisy:
+            raise MessageError(f"{self.name} tells {'more' if self.noisy else 'less'} than it was asked for")
+        # With noise a loss may be anything.
+        if sums.correct is not None and (problem := sums_problem(verbalizer, n, sums.loss, sums.correct)):
             raise MessageError(f"{self.name} tells of losses that cannot be: {problem}")
         return sums
 

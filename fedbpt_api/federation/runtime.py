@@ -87,6 +87,7 @@ class Round:
         missing: Why other clients' updates are missing.
         bytes_up, bytes_down: The longest messages.
         stale: By how many rounds late ones joined.
+        refused: Those of the missing ones who sent what cannot be.
     """
 
     state: GlobalState
@@ -95,6 +96,7 @@ class Round:
     bytes_up: int
     bytes_down: int
     stale: dict[str, int] = field(default_factory=dict)
+    refused: frozenset[str] = frozenset()
 
     @property
     def spent(self) -> bool:
@@ -266,7 +268,10 @@ async def search_round(
         )
     updates: dict[str, Update] = {}
     accepted: Answers[Searched] = Answers(
-        missing=dict(answers.missing), spent=answers.spent, hints=answers.hints
+        missing=dict(answers.missing),
+        spent=answers.spent,
+        hints=answers.hints,
+        refused=answers.refused,
     )
     for name, (searched, up) in sorted(answers.got.items()):
         update = decode_update(up)
@@ -276,6 +281,7 @@ async def search_round(
             check_updates(state, [update])
         except UpdateError as error:
             accepted.missing[name] = error.message
+            accepted.refused.add(name)
             continue
         accepted.got[name] = replace(searched, update=update)  # with the numbers that arrived
         if searched.moved:  # a search that learnt nothing has nothing to say
@@ -292,4 +298,5 @@ async def search_round(
         bytes_up=max((len(up) for _, up in answers.got.values()), default=0),
         bytes_down=len(down),
         stale={name: state.round - sent[name].round for name in accepted.got if name in sent},
+        refused=frozenset(accepted.refused),
     )

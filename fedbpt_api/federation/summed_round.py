@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
 
 from fedbpt_api.aggregate import Aggregator, FedAvg, FedBPT, GlobalState, Update, check_updates
 from fedbpt_api.aggregate.summed import Weighing, merged, weighing
-from fedbpt_api.errors import ConfigError
+from fedbpt_api.errors import ConfigError, QuorumError
 from fedbpt_api.federation import plain
 from fedbpt_api.federation.forgotten import patiently
 from fedbpt_api.federation.local_search import Plan, Reference, Searched
@@ -32,10 +34,27 @@ class SummedParty(RemoteParty):
         self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference
     ) -> dict[str, Searched]:
         """The searches of all parties, by name; a search's `update.mean` is where it began."""
-        answer = await patiently(lambda: self._search(broadcast, (space, plan, reference)))
+        async with self._in_time():
+            answer = await patiently(lambda: self._search(broadcast, (space, plan, reference)))
         return {
             str(name): _searched(str(name), told, broadcast) for name, told in _members(answer.fields).items()
         }
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """Nobody can be left out of a sum.
+
+        Raises:
+            QuorumError: One has not answered within the deadline.
+        """
+        try:
+            async with asyncio.timeout(self.deadline):
+                yield
+        except TimeoutError:
+            raise QuorumError(
+                f"not all parties have answered within {self.deadline:g} s",
+                "see what they say, then start again: sums need all of them",
+            ) from None
 
     async def weigh(
         self,
@@ -56,7 +75,8 @@ class SummedParty(RemoteParty):
         async def again() -> None:
             await search()  # scored before, so it costs nothing
 
-        answer = await patiently(lambda: self.channel.once("weighed", fields, body=body), again)
+        async with self._in_time():
+            answer = await patiently(lambda: self.channel.once("weighed", fields, body=body), again)
         row = np.frombuffer(answer.body, dtype="<f8")
         return plain.to_floats(row if row.size == told.length(state.dimension) else None)
 
@@ -74,6 +94,7 @@ async def summed_round(
     Raises:
         ConfigError: The aggregator needs each client's mean.
         BudgetSpent: The run's budget, or a party's own, ended.
+        QuorumError: Not all have answered in time.
     """
     if not isinstance(aggregator, FedBPT | FedAvg):
         raise ConfigError(f"federation.aggregator: {aggregator.name} needs each party's mean", "use 'fedbpt'")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,9 +102,14 @@ class Tally:
         confusions = {
             method: confusion_matrix(truth, predicted, classes) for method, predicted in predictions.items()
         }
-        tested = [rival for rival in RIVALS if TUNED in predictions and rival in predictions]
+        tested = rivals_of(predictions)
         paired = {rival: paired_counts(truth, predictions[TUNED], predictions[rival]) for rival in tested}
         return cls(confusions, paired)
+
+
+def rivals_of(methods: Collection[str]) -> list[str]:
+    """With which of these methods the tuned prompt is compared text by text."""
+    return [rival for rival in RIVALS if TUNED in methods and rival in methods]
 
 
 def paired_counts(truth: Ints, first: Ints, second: Ints) -> PairedCounts:

@@ -68,7 +68,7 @@ def opener(find: Find) -> PartiesOpener:
             if problems:
                 raise ConfigError(problems)
             parties.room = min(rooms)
-            records.opened = True
+            records.opened, parties.go_on = True, records.go_on
         except BaseException:
             records.close()
             await opening.aclose()

@@ -286,6 +286,7 @@ class Assessor:
         federation = self.settings.federation
         answers = await ask_all(clients, question, federation.timeout)
         need_quorum(answers, len(clients), federation.quorum)
+        self.parties.go_on(answers.missing.keys())
         for name in sorted(answers.refused):
             self.parties.refuse(name, answers.missing[name])
         return answers
@@ -314,6 +315,7 @@ class Assessor:
                 left = [fit for fit in left if fit.name != error.client]
                 answers = Answers({fit.name: fit for fit in left}, missing, hints={error.client: error.hint})
                 need_quorum(answers, len(fits), self.settings.federation.quorum)
+                parties.go_on([error.client])
                 if error.refused:
                     parties.refuse(error.client, error.message)
                 else:

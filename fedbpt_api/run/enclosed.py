@@ -124,7 +124,10 @@ async def reached(
         together = Together(exchanges, tasks)
         return [await SummedParty.reach(together, run, next(iter(tasks.values())), deadline)]
     work = [RemoteParty.reach(exchanges[name], run, tasks[name], deadline, name) for name in exchanges]
-    return await side_by_side(work)
+    found: list[RemoteParty] = await side_by_side(work)
+    for party in found:
+        party.noisy = settings.privacy.mode == "gaussian"
+    return found
 
 
 def outside_problems(settings: Settings) -> list[str]:

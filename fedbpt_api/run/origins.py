@@ -204,13 +204,15 @@ async def _written(assessor: Assessor, shown: Sequence[Shown]) -> Mapping[str, S
         most = None if own is None else int(_WRITING * own / cost)
         dealt[client.name] = jobs[number :: len(parties.clients)][:most]
     timeout = assessor.settings.federation.timeout
-    longest = max(map(len, dealt.values())) * cost  # so many questions follow each other
+    # In this process so many questions follow each other; elsewhere they are one.
+    longest = 1 if parties.apart else max(1, max(map(len, dealt.values())) * cost)
     try:
         answers = await ask_all(
-            parties.clients, lambda c: c.write(dealt[c.name], judge), timeout and timeout * max(longest, 1)
+            parties.clients, lambda c: c.write(dealt[c.name], judge), timeout and timeout * longest
         )
     except BudgetSpent:
         return None
+    parties.go_on(answers.missing.keys())
     for name in sorted(answers.refused):
         parties.refuse(name, answers.missing[name])
     return answers.got

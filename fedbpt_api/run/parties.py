@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,10 +27,17 @@ from fedbpt_api.task import Task
 PartiesOpener = Callable[[Settings, Task, Callable[[], bool], "Keep"], Awaitable["Parties"]]
 """Opens a run, as `open_parties` does."""
 
+GoOn = Callable[[Collection[str] | None], None]
+"""Told the names of parties without whose answers the run goes on; None for whoever it is."""
+
 _MOST_REFUSALS = 3  # after which a party is left out of the run
 _LONG = 15.0  # seconds that an answer may take before it is remarked on
 Opener = Callable[..., Awaitable[Backend]]  # as `open_backend`
 _ROOM = 48  # tokens that a prompt may add to the longest starting prompt
+
+
+def _nothing(names: Collection[str] | None) -> None:
+    """Parties of this process are not asked again for what they did not answer."""
 
 
 @dataclass
@@ -63,6 +70,7 @@ class Parties:
     shelves: Shelves = field(default_factory=lambda: Shelves(None, b"", []))
     verbalizer_bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
     left_out: dict[str, str] = field(default_factory=dict)
+    go_on: GoOn = _nothing
     _out: list[Party] = field(default_factory=list)
     _refusals: Counter[str] = field(default_factory=Counter)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedbpt_api.errors import FedbptError, QuotaError, RunFolderError
+from fedbpt_api.errors import FedbptError, QuorumError, QuotaError, RunFolderError
 from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.party import Party
 from fedbpt_api.federation.tally import Contestant, Tally
@@ -78,6 +78,7 @@ async def final_test(
     than `timeout` seconds for a prompt, is left out and named in `parties.warnings`; None if all are.
 
     Raises:
+        QuorumError: All parties behind a network are left out; they are asked when the run is started again.
         QuotaError, RunFolderError: No more can be paid for, or kept on disk.
     """
     labels = list(task.label_words.labels)
@@ -105,6 +106,9 @@ async def final_test(
     else:
         for client in tested:
             await test(client)
+    if tested and parties.apart and not tallies:
+        raise QuorumError("nobody has answered the test", "see what the parties say, then start again")
+    parties.go_on([client.name for client in tested if client.name not in tallies])
     tallies = {client.name: tallies[client.name] for client in tested if client.name in tallies}
     return report(labels, tallies) if tallies else None
 

@@ -140,6 +140,8 @@ class Tuner:
                 self._tell(Noted(f"{parties.answered:,} scored examples are paid for already and on disk"))
             watching = asyncio.create_task(self._watch(parties))
             stopped = await self._tune(parties, self._assessor)
+            if stopped != "cancelled":
+                parties.go_on(None)
             return await self._finish(parties, self._assessor, stopped)
         finally:
             if watching is not None:

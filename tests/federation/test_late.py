@@ -229,6 +229,16 @@ async def test_a_search_that_was_lost_is_asked_for_again_in_the_same_round(
     assert third.stale == {"client2": 2} and log.kept == [LateRound(2, ("client2",), ())]
 
 
+async def test_a_search_that_is_known_to_have_ended_is_not_waited_for_without_end() -> None:
+    """It failed then, and its client is gone now: nothing will ever come."""
+    late: Late = Latecomers(Log({1: LateRound(1, ("client1",), ())}))
+    late.add("client1", START, asyncio.ensure_future(asyncio.Event().wait()))  # type: ignore[arg-type]
+    async with asyncio.timeout(30):
+        assert await late.arrived(1, 0.05, alone=False) == {}
+    assert sorted(late.busy) == ["client1"]
+    await late.aclose()
+
+
 async def test_a_round_that_ended_the_run_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """When it goes on, whoever was late then may answer."""
     clock, clients, log = Clock(monkeypatch), await held_clients(2), Log()

@@ -30,7 +30,8 @@ from fedbpt_api.run.events import Event, Warned
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
 from fedbpt_api.task import Task
-from fedbpt_api.verbalizer import Verbalizer
+from fedbpt_api.verbalizer import Verbalizer, encode
+from fedbpt_api.verbalizer.messages import AskSums
 from toy import Toys, make_task
 from toy_clients import GROUPS, PLAN, WORDS, WordSpace, make_client, start_ids
 from toy_runs import numbers, run_toy, scored, texts_of
@@ -201,6 +202,7 @@ async def lying(change: Callable[[dict[str, Any]], None], kind: str) -> RemotePa
         ({"answer": {"n": 8, "loss": 0.0, "correct": 7}}, "losses that cannot be"),
         ({"answer": {"n": 8, "loss": -1.0, "correct": 8}}, "losses that cannot be"),
         ({"answer": {"n": 8, "loss": 1e6, "correct": 1}}, "losses that cannot be"),
+        ({"answer": {"n": 8, "loss": -1e9, "correct": None}}, "tells less than it was asked for"),
         ({"answer": [1]}, "with something else"),
         ({"spent": []}, "what it has spent: it is missing"),
         ({"spent": {"life": "x", "search": {}, "test": {}}}, "what it has spent"),
@@ -251,6 +253,34 @@ async def test_a_test_of_other_texts_than_there_are_is_refused() -> None:
         await party.test([Contestant("tuned", await start_ids(), words)], 0)
 
 
+async def test_a_test_that_compares_others_than_were_tested_is_refused() -> None:
+    def drop(fields: dict[str, Any]) -> None:
+        fields["answer"]["paired"] = {}
+
+    party, words = await lying(drop, "tally"), Verbalizer.from_words(WORDS, GROUPS)
+    both = [Contestant(method, await start_ids(), words) for method in ("start+bias", "tuned")]
+    with pytest.raises(MessageError, match="compares others than were tested"):
+        await party.test(both, 0)
+
+
+@pytest.mark.parametrize(
+    "fields", ['{"answer": {}, "spent": {"life": "x", "search": @}}', '{"answer": {"message": @}}', "@"]
+)
+async def test_what_is_nested_without_end_is_refused(fields: str) -> None:
+    """The parser allows more than Python can show, and a message that cannot be shown ends the run."""
+    responder = Responder(await make_client())
+
+    async def exchange(data: bytes) -> bytes:
+        if opened(data).kind == "facts":
+            return await responder.answer(data)
+        nested = fields.replace("@", "[" * 1000 + "]" * 1000)
+        return f'{{"version":1,"kind":"failed","fields":{nested}}}\n'.encode()
+
+    party = await RemoteParty.reach(exchange, Budget())
+    with pytest.raises(MessageError, match=r"nested deeper|JSON"):
+        await party.word_sums(await start_ids())
+
+
 async def test_a_proposal_of_other_coordinates_than_are_searched_is_refused() -> None:
     responder = Responder(await make_client())
 
@@ -279,6 +309,92 @@ async def test_a_task_that_was_lost_on_its_way_is_told_again() -> None:
 
     party = await RemoteParty.reach(exchange, Budget(), deadline=1)
     assert party.name == "client0" and told == [told[0]] * 2
+
+
+async def test_what_a_party_may_be_spending_yet_is_granted_to_nobody_else() -> None:
+    """It did not answer in time, and is at it still; it is done with that when it answers something else."""
+    run, slow = Budget(Limits(scored=20)), asyncio.Event()
+    clients = [await make_client(), await make_client("client1")]
+    for client in clients:
+        client.budget.parent = Budget()
+    first, second = map(Responder, clients)
+
+    async def late(data: bytes) -> bytes:
+        if opened(data).kind == "fit":
+            await slow.wait()
+        return await first.answer(data)
+
+    parties = [await RemoteParty.reach(late, run, deadline=0.2)]
+    parties.append(await RemoteParty.reach(second.answer, run, deadline=0.2))
+    with pytest.raises(TimeoutError):
+        await parties[0].fit(await start_ids(), GROUPS)  # 12 texts
+    assert run.left() == 8
+    words = Verbalizer.from_words(WORDS, GROUPS)
+    await parties[1].evaluate(await start_ids(), words)  # 8 texts
+    with pytest.raises(BudgetSpent):
+        await parties[1].evaluate((*await start_ids(), 2), words)
+    with pytest.raises(BudgetSpent):
+        await parties[0].word_sums(await start_ids())
+    assert run.left() == 12
+
+
+async def test_a_fit_that_was_forgotten_is_begun_again_within_the_deadline() -> None:
+    responder, gone = Responder(await make_client()), False
+
+    async def exchange(data: bytes) -> bytes:
+        nonlocal gone
+        kind = opened(data).kind
+        if kind == "fit" and gone:
+            await asyncio.Event().wait()
+        if kind == "fit message":
+            gone = True
+            responder._fits.clear()
+        return await responder.answer(data)
+
+    party = await RemoteParty.reach(exchange, Budget(), deadline=0.5)
+    fit = await party.fit(await start_ids(), GROUPS)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(30):
+            await fit.answer(encode(AskSums(np.arange(1), np.zeros((1, 3)))))
+    assert gone
+
+
+async def test_a_party_that_has_become_another_is_refused_for_good() -> None:
+    responder, lives = Responder(await make_client()), 0
+
+    async def exchange(data: bytes) -> bytes:
+        nonlocal lives
+        answer = opened(await responder.answer(data))
+        fields = dict(answer.fields)
+        if answer.kind == "facts":
+            lives += 1
+            fields["answer"] = {**fields["answer"], "fingerprint": str(lives > 1)}
+        elif lives == 1:
+            return seal(Envelope("forgotten", {"answer": {}}))
+        return seal(Envelope(answer.kind, fields, answer.body))
+
+    party = await RemoteParty.reach(exchange, Budget())
+    for _ in range(3):
+        with pytest.raises(MessageError, match="come back with other texts, or another model"):
+            await party.word_sums(await start_ids())
+    assert lives == 4
+
+
+async def test_a_party_that_was_not_told_its_words_is_told_them_again() -> None:
+    responder, lost = Responder(await make_client()), ["words"]
+
+    async def exchange(data: bytes) -> bytes:
+        if opened(data).kind in lost:
+            lost.clear()
+            raise FedbptError("lost")
+        return await responder.answer(data)
+
+    party = await RemoteParty.reach(exchange, Budget())
+    party.use_words((*WORDS, 9))
+    with pytest.raises(FedbptError, match="lost"):
+        await party.word_sums(await start_ids())
+    await party.word_sums(await start_ids())
+    assert responder._client.scorer.words == (*WORDS, 9)
 
 
 async def test_what_is_granted_is_never_exceeded() -> None:

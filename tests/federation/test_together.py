@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,14 @@ import orjson
 import pytest
 
 from fedbpt_api import resume
-from fedbpt_api.errors import ConfigError, FedbptError
-from fedbpt_api.federation.envelope import opened
+from fedbpt_api.errors import ConfigError, FedbptError, QuorumError
+from fedbpt_api.federation.envelope import Envelope, opened, seal
 from fedbpt_api.federation.exchange import Exchange
+from fedbpt_api.federation.facts import Facts
 from fedbpt_api.federation.hidden import OPEN, Hidden, common
 from fedbpt_api.federation.masks import Masks, to_words
 from fedbpt_api.federation.summable import packed
-from fedbpt_api.federation.together import TOGETHER, Together
+from fedbpt_api.federation.together import TOGETHER, Together, _all
 from fedbpt_api.run import enclosed
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.replay import replay
@@ -182,6 +184,56 @@ async def test_what_does_not_go_together_is_refused(toys: Toys) -> None:
     with pytest.raises(FedbptError, match="from 3 parties up, and these are 2"):
         await Tuner(make_settings(task, {"privacy.mode": "sums"}), task).run()
     assert toys["toy"].requests == 0
+
+
+@pytest.mark.parametrize("kind", ["fit", "evaluate", "search", "weighed"])
+async def test_a_party_that_freezes_ends_the_run_in_time(
+    toys: Toys, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    class Frozen(Together):
+        def __init__(self, members: dict[str, Exchange], tasks: dict[str, bytes]) -> None:
+            name, exchange = sorted(members.items())[1]
+
+            async def frozen(data: bytes) -> bytes:
+                if opened(data).kind == kind:
+                    await asyncio.Event().wait()
+                return await exchange(data)
+
+            super().__init__({**members, name: frozen}, tasks)
+
+    monkeypatch.setattr(enclosed, "Together", Frozen)
+    with pytest.raises(QuorumError):
+        async with asyncio.timeout(60):
+            await run({"privacy.mode": "sums", "search.rounds": 2, "federation.timeout": 0.5})
+
+
+async def test_lines_that_are_none_are_refused(toys: Toys, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Empty(Together):
+        def __init__(self, members: dict[str, Exchange], tasks: dict[str, bytes]) -> None:
+            name, exchange = sorted(members.items())[1]
+
+            async def empty(data: bytes) -> bytes:
+                answer = opened(await exchange(data))
+                fields = dict(answer.fields)
+                if answer.kind == "lines":
+                    fields["answer"] = {}
+                return seal(Envelope(answer.kind, fields, answer.body))
+
+            super().__init__({**members, name: empty}, tasks)
+
+    monkeypatch.setattr(enclosed, "Together", Empty)
+    result, _ = await run({"privacy.mode": "sums"} | RUNS["together"])
+    assert result.test is not None
+
+
+async def test_parties_may_lack_a_label() -> None:
+    told = {
+        "name": "a", "train": 2, "dev": 2, "test": 2, "labels": [1, 1], "tokens": [1, 2], "longest": 5,
+        "scored": None, "kind": "k", "model": "m", "fingerprint": "f", "context": 100, "max_words": 10,
+        "noise": 0.0, "block": 1, "inputs": [1],
+    }  # fmt: skip
+    facts = [Facts.read(told | {"labels": labels, "train": sum(labels)}) for labels in ([1, 1], [2], [0, 1])]
+    assert _all(facts).labels == (3, 2) and _all(facts).train == 5
 
 
 async def test_a_party_that_fails_is_asked_again_and_then_ends_the_run(

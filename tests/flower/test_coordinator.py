@@ -150,13 +150,14 @@ async def test_a_party_that_freezes_is_left_out_and_comes_back(toys: Toys, fed: 
 
 
 @pytest.mark.parametrize(
-    ("kind", "nth"), [("fit", 4), ("fit message", 4), ("evaluate", 4), ("agreement", 1), ("proposal", 1)]
+    ("kind", "nth"),
+    [("write", 0), ("fit", 4), ("fit message", 4), ("evaluate", 4), ("agreement", 1), ("proposal", 1)],
 )
 async def test_a_party_that_freezes_at_any_question_and_never_comes_back_stops_nothing(
     toys: Toys, fed: Federation, kind: str, nth: int
 ) -> None:
     task = make_task()
-    config = fed.write(task, COMMITTEE | {"federation.timeout": 0.2, "search.rounds": 2})
+    config = fed.write(task, COMMITTEE | {"federation.timeout": 0.5, "search.rounds": 2})
     grid = fed.grid(task)
     frozen = grid.members[101]
 
@@ -201,6 +202,61 @@ async def test_nobody_answering_stops_the_run_and_it_goes_on_later(toys: Toys, f
 
     grid.before = before
     with pytest.raises(QuorumError, match="0 of 3 clients answered"):
+        await coordinate(grid, config, fed.run)
+    hosts = {number: ToyNode(node.host) for number, node in grid.members.items()}
+    there = await coordinate(ToyGrid(hosts), config, fed.run)
+    assert there.prompt == here.prompt and there.test == here.test
+
+
+@pytest.mark.parametrize(("kind", "nth"), [("fit", 7), ("fit message", 4), ("evaluate", 4), ("search", 3)])
+async def test_a_run_that_too_few_answered_goes_on_though_one_did(
+    toys: Toys, fed: Federation, kind: str, nth: int
+) -> None:
+    """Two parties of three are frozen; that the third one answers makes their silence no answer for good."""
+    task = make_task()
+    changes = COMMITTEE | {"search.rounds": 2}
+    here = await run_toy(task, changes | {"federation.timeout": 900})
+    config = fed.write(task, changes | {"federation.timeout": 1})
+    grid = fed.grid(task)
+
+    def before(node: int, data: bytes) -> None:
+        kinds = [opened(envelope).kind for envelope in unpack(data)]
+        for member in (101, 102):
+            frozen = grid.members[member]
+            frozen.frozen = frozen.frozen or (kind in kinds and asked(grid, kind) >= nth)
+
+    grid.before = before
+    with pytest.raises(QuorumError, match="1 of 3 clients answered"):
+        await coordinate(grid, config, fed.run)
+    hosts = {number: ToyNode(node.host) for number, node in grid.members.items()}
+    there = await coordinate(ToyGrid(hosts), config, fed.run)
+    assert there.test is not None and here.test is not None and len(there.test.rows) == len(here.test.rows)
+    if kind != "fit message":  # there it had gone on without the first of the two, and does so again
+        assert there.prompt == here.prompt and there.test == here.test
+
+
+async def test_a_party_that_cannot_take_part_yet_is_asked_again(toys: Toys, fed: Federation) -> None:
+    task, config = make_task(), fed.write(make_task())
+    grid, texts = fed.grid(task), fed.folder / "client1" / "train.jsonl"
+    hidden = texts.rename(texts.with_suffix(".away"))
+    with pytest.raises(FedbptError, match="client1"):
+        await coordinate(grid, config, fed.run)
+    hidden.rename(texts)
+    result = await coordinate(fed.grid(task), config, fed.run)
+    assert result.test is not None and len(result.test.rows) > 0
+
+
+async def test_a_test_that_nobody_answers_is_asked_for_again(toys: Toys, fed: Federation) -> None:
+    task = make_task()
+    here = await run_toy(task)
+    config, grid = fed.write(task, {"federation.timeout": 1}), fed.grid(task)
+
+    def before(node: int, data: bytes) -> None:
+        for member in grid.members.values():
+            member.frozen = member.frozen or "test" in [opened(envelope).kind for envelope in unpack(data)]
+
+    grid.before = before
+    with pytest.raises(QuorumError, match="nobody has answered the test"):
         await coordinate(grid, config, fed.run)
     hosts = {number: ToyNode(node.host) for number, node in grid.members.items()}
     there = await coordinate(ToyGrid(hosts), config, fed.run)
