@@ -16,7 +16,7 @@ import numpy as np
 from fedbpt_api.errors import BackendError, FedbptError, QuotaError
 from fedbpt_api.federation.local_search import LocalSearch, Plan, Reference, Searched
 from fedbpt_api.federation.messages import Broadcast
-from fedbpt_api.federation.noise import clipped
+from fedbpt_api.federation.noise import bounded, clipped
 from fedbpt_api.federation.tally import Contestant, Ints, Sums, Tally
 from fedbpt_api.prompts.space import Asked, Ids, PromptSpace, members_of
 from fedbpt_api.prompts.written import CHOICES, SHORTEST, Job, Line, write_line
@@ -241,7 +241,9 @@ class Client:
         if not len(texts):
             return Sums()
         logprobs, exact = await self.scorer.scores(prompt, texts.texts, repeat)
-        losses = np.minimum(verbalizer.losses(logprobs, texts.labels, exact), most)
+        losses = verbalizer.losses(logprobs, texts.labels, exact)
+        if most < np.inf:
+            losses = bounded(losses, most)
         right = verbalizer.logits(logprobs, exact).argmax(axis=1) == texts.labels
         return Sums(len(texts), float(losses.sum()), int(right.sum()))
 

@@ -108,7 +108,7 @@ def responder_of(
         )
     noise = Noise(promise, texts, releases, ended=ended)
     parties.closing.append(noise.close)
-    return NoisyResponder(client, noise, tokens, life)
+    return NoisyResponder(client, noise, len(parties.groups), tokens, life)
 
 
 async def reached(

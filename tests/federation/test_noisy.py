@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 
 from fedbpt_api import resume
 from fedbpt_api.errors import ConfigError
+from fedbpt_api.federation import plain
 from fedbpt_api.federation.envelope import Envelope, opened, seal
 from fedbpt_api.federation.noise import Noise
 from fedbpt_api.federation.noisy import ANSWERED, NoisyResponder
 from fedbpt_api.federation.promise import Promise
+from fedbpt_api.prompts.soft import SoftSpace
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run import enclosed
 from fedbpt_api.run.events import Assessed, Event, Noted
@@ -22,7 +25,10 @@ from fedbpt_api.run.private import matched
 from fedbpt_api.run.replay import replay
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner
-from toy import Toys, make_task
+from fedbpt_api.scoring.budget import Budget
+from fedbpt_api.verbalizer import Verbalizer
+from toy import IDS, Toys, make_task
+from toy_clients import GROUPS, PLAN, WORDS, make_client
 from toy_runs import after_round, make_settings
 
 NOISY: dict[str, object] = {
@@ -99,7 +105,7 @@ async def test_only_questions_with_a_known_sensitivity_are_answered(toys: Toys) 
     client = parties.local[0]
     client.budget.parent = None
     promise = Promise("text", 8.0, 1e-5, {"train": 9, "dev": 9, "test": 1}, 2.0, 3.0, 1.0)
-    party = NoisyResponder(client, Noise(promise, {"train": 40, "dev": 30, "test": 40}), parties.trie.tokens)
+    party = NoisyResponder(client, Noise(promise, {"train": 40, "dev": 30, "test": 40}), 2)
     for kind in ("fit", "fit message", "word sums", "agreement", "proposal", "keys", "weighed", "nonsense"):
         assert kind not in ANSWERED
         answer = opened(await party.answer(seal(Envelope(kind, {"grant": 1000}))))
@@ -107,6 +113,73 @@ async def test_only_questions_with_a_known_sensitivity_are_answered(toys: Toys) 
         assert "not answered with noise" in answer.fields["answer"]["message"]
     assert toys["toy"].requests == 0
     await parties.aclose()
+
+
+THREE = Verbalizer.from_bias(WORDS, ((0,), (1,), (2,)), 1.0, np.array([0.0, 0.0, -1.5]))
+TWO = Verbalizer.from_words(WORDS, GROUPS)
+PICKING = Verbalizer(
+    WORDS, GROUPS, 1.0, np.zeros(2), np.zeros((2, 5)), np.full(5, -2.0), np.full(5, 1e-308), "weighted"
+)
+"""Losses that are NaN where a word's log-probability is above a threshold, and no others."""
+
+
+def asked_of(kind: str, verbalizers: Sequence[Verbalizer]) -> Envelope:
+    """A question in which texts are read by these."""
+    prompt: dict[str, object] = {"ids": [IDS[" good"]]}
+    told = [verbalizer.to_dict() for verbalizer in verbalizers]
+    fields: dict[str, object] = {"grant": 1000}
+    match kind:
+        case "evaluate":
+            fields |= {"prompt": prompt, "verbalizer": told[0], "part": "dev", "repeat": 0}
+        case "test":
+            named = [(f"m{k}", prompt, v) for k, v in enumerate(told)]
+            contestants = [dict(zip(("method", "prompt", "verbalizer"), c, strict=True)) for c in named]
+            fields |= {"contestants": contestants, "common": 0}
+        case "label sums":
+            fields |= {"prompt": prompt, "groups": [list(group) for group in verbalizers[0].groups]}
+        case "rounds":
+            fields |= {
+                "space": plain.of_space(SoftSpace((1,), np.zeros((1, 3), np.float32), 2, 1.0, 0)),
+                "plan": plain.of_plan(PLAN),
+                "reference": {"prompt": prompt, "verbalizer": told[0]},
+            }
+    return Envelope(kind, fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "verbalizers"),
+    [
+        ("evaluate", [PICKING]),
+        ("evaluate", [THREE]),
+        ("test", [TWO, PICKING]),
+        ("test", [TWO, THREE]),
+        ("test", [THREE, TWO]),
+        ("label sums", [THREE]),
+        ("rounds", [PICKING]),
+    ],
+)
+async def test_what_could_fail_for_some_texts_only_is_refused_whatever_they_are(
+    kind: str, verbalizers: Sequence[Verbalizer]
+) -> None:
+    client = await make_client(train=40, dev=30)
+    client.budget.parent = Budget()
+    promise = Promise("text", 8.0, 1e-5, {"train": 9, "dev": 9, "test": 1}, 2.0, 3.0, 1.0)
+    party = NoisyResponder(client, Noise(promise, {"train": 40, "dev": 30, "test": 0}), 2)
+    answer = opened(await party.answer(seal(asked_of(kind, verbalizers))))
+    assert answer.kind == "failed", answer
+    assert "2 labels" in str(answer.fields) or "kind 'weighted'" in str(answer.fields)
+    assert client.budget.spent.scored == 0
+
+
+async def test_losses_that_are_no_number_are_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await make_client(train=40, dev=30)
+
+    def odd(self: Verbalizer, logprobs: object, labels: object, exact: object = None) -> np.ndarray:
+        return np.where(np.arange(30) < 2, np.nan, np.where(np.arange(30) < 5, -7.0, 1.0))
+
+    monkeypatch.setattr(Verbalizer, "losses", odd)
+    sums = await client.evaluate((IDS[" good"],), TWO, "dev", most=2.0)
+    assert sums.loss == 2 * 2.0 + 25 * 1.0
 
 
 async def test_a_run_with_noise_goes_on_with_the_noise_that_was_told(toys: Toys, tmp_path: Path) -> None:
