@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from fedbpt_api.errors import FedbptError
+from fedbpt_api.errors import ConfigError, FedbptError
 from fedbpt_api.federation.promise import PARTS, Part, Promise
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import BudgetSpent
@@ -39,7 +39,7 @@ class Noise:
         ended: For a replay: what is raised where something else is asked; nothing is written then.
 
     Raises:
-        ConfigError: The promise cannot be kept.
+        ConfigError: The promise cannot be kept, or is another than that of the releases that were made.
         RunFolderError: The file is damaged, or cannot be written.
     """
 
@@ -65,6 +65,12 @@ class Noise:
             whole = None
             if place.exists():
                 contents = read_records(place, _KIND, _VERSION)
+                if contents.header.get("promise") != promise.to_dict():
+                    raise ConfigError(
+                        f"{place}: what was answered in this run was promised otherwise (privacy)",
+                        "keep unit, epsilon, delta, numbers of prompts and rounds, and clips as they were; "
+                        "another promise is another run, which spends privacy once more",
+                    )
                 whole = contents.whole
                 for payload in map(bytes, contents.payloads):
                     key, part, values = payload[:_KEY], PARTS[payload[_KEY]], payload[_KEY + 1 :]
@@ -75,7 +81,8 @@ class Noise:
                         self.counts[part] += 1
                 self._told = set(self._known)
             if ended is None:
-                self._file = RecordFile(place, {"format": _KIND, "version": _VERSION}, whole)
+                header = {"format": _KIND, "version": _VERSION, "promise": promise.to_dict()}
+                self._file = RecordFile(place, header, whole)
 
     async def released(
         self, part: Part, question: bytes, sensitivity: float, compute: Callable[[], Awaitable[Floats]]

@@ -104,12 +104,21 @@ def told(settings: Settings, parties: int, made: Mapping[Part, int] | None = Non
         return ""
     promise = promise_of(settings)
     counts = promise.releases if made is None else made
+    spent = promise.spent(counts)
     parts = ", ".join(
-        f"{promise.spent(part, count):.2f} for {_NAMES[part]} texts in {count} answer{'s' * (count > 1)}"
-        for part, count in counts.items()
-        if count
+        f"{epsilon:.2f} for {_named(names)} in {_answers(sum(counts.get(name, 0) for name in names))}"
+        for names, epsilon in spent.items()
     )
     return (
         f"Differential privacy of {_UNITS[promise.unit]}: epsilon {parts}; at most {promise.epsilon:g} was "
         f"promised, delta {promise.delta:g}. Numbers of texts, of labels and of tokens are not covered."
     )
+
+
+def _named(parts: Sequence[Part]) -> str:
+    *before, last = (_NAMES[part] for part in parts)
+    return f"{', '.join(before)} and {last} texts together" if before else f"{last} texts"
+
+
+def _answers(count: int) -> str:
+    return f"{count} answer{'s' * (count > 1)}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nst
 
-from fedbpt_api.errors import FedbptError
+from fedbpt_api.errors import ConfigError, FedbptError
 from fedbpt_api.federation.noise import Noise, bounded, clipped, whole_counts
 from fedbpt_api.federation.promise import Part, Promise
 from fedbpt_api.scoring.backend import Floats
@@ -183,3 +185,29 @@ async def test_every_release_has_a_generator_of_its_own(monkeypatch: pytest.Monk
     noise, asked = Noise(promise(), TEXTS), Asked(np.zeros(4))
     first, second, third = [await noise.released("train", q, 1.0, asked) for q in (b"a", b"b", b"c")]
     assert (first == second).all() and (first != third).all()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"unit": "party"},
+        {"epsilon": 8.0},
+        {"delta": 1e-4},
+        {"releases": {"train": 9, "dev": 1, "test": 1}},
+        {"clip_loss": 4.0},
+        {"clip_mean": 0.5},
+    ],
+)
+async def test_releases_of_another_promise_are_not_gone_on_with(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    """More prompts would take more noise in each answer than those had that are there already."""
+    place = tmp_path / "releases.records"
+    noise = Noise(promise(), TEXTS, place)
+    await noise.released("train", b"a", 1.0, Asked(np.ones(3)))
+    noise.close()
+    kept = place.read_bytes()
+    with pytest.raises(ConfigError, match="promised otherwise"):
+        Noise(replace(promise(), **other), TEXTS, place)
+    assert place.read_bytes() == kept
+    Noise(promise(), TEXTS, place).close()

@@ -21,7 +21,7 @@ from fedbpt_api.run import enclosed
 from fedbpt_api.run.events import Assessed, Event, Noted
 from fedbpt_api.run.opening import open_parties
 from fedbpt_api.run.parties import Keep
-from fedbpt_api.run.private import matched
+from fedbpt_api.run.private import matched, promise_of
 from fedbpt_api.run.replay import replay
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner
@@ -95,9 +95,17 @@ async def test_releases_are_planned_counted_and_told(toys: Toys, monkeypatch: py
     first = next(event.message for event in events if isinstance(event, Noted))
     assert "epsilon 8.00 for training texts" in first
     assert (
-        f"{made[0].promise.spent('dev', count):.2f} for development texts in {count} answers"
+        f"{made[0].promise.spent({'dev': count})[('dev',)]:.2f} for development texts in {count} answers"
         in result.privacy
     )
+
+
+async def test_all_texts_of_a_party_are_told_one_epsilon(toys: Toys) -> None:
+    result, events = await run({"privacy.unit": "party"})
+    first = next(event.message for event in events if isinstance(event, Noted))
+    planned = sum(promise_of(make_settings(TASK, NOISY)).releases.values())
+    assert f"epsilon 8.00 for training, development and test texts together in {planned} answers" in first
+    assert result.privacy.count("test texts together in") == 1 and "for training texts" not in result.privacy
 
 
 async def test_only_questions_with_a_known_sensitivity_are_answered(toys: Toys) -> None:
