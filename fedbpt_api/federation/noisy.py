@@ -46,13 +46,27 @@ class NoisyResponder(Responder):
         labels: How many the task has.
         tokens: As for `Responder`.
         life: As for `Responder`.
+        batch: As for `Responder`.
     """
 
-    def __init__(self, client: Client, noise: Noise, labels: int, tokens: Ids = (), life: str = "") -> None:
-        super().__init__(client, tokens, life)
+    def __init__(
+        self,
+        client: Client,
+        noise: Noise,
+        labels: int,
+        tokens: Ids = (),
+        life: str = "",
+        batch: int = 1,
+    ) -> None:
+        super().__init__(client, tokens, life, batch=batch)
         self._labels = labels
         self._noise = noise
         self._promise = noise.promise
+
+    @property
+    def _told(self) -> dict[str, object]:
+        """Its releases so far: not private, as they follow from what it was asked."""
+        return {"released": dict(self._noise.counts)}
 
     @plain.reading
     def _question(self, kind: str, fields: Mapping[str, Any], body: bytes) -> Act:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +12,27 @@ import pytest
 from fedbpt_api import resume
 from fedbpt_api.errors import ConfigError
 from fedbpt_api.federation import plain
+from fedbpt_api.federation.account import Account
+from fedbpt_api.federation.channel import Channel
 from fedbpt_api.federation.envelope import Envelope, opened, seal
+from fedbpt_api.federation.facts import Facts
 from fedbpt_api.federation.noise import Noise
 from fedbpt_api.federation.noisy import ANSWERED, NoisyResponder
-from fedbpt_api.federation.promise import Promise
+from fedbpt_api.federation.promise import PARTS, Part, Promise
+from fedbpt_api.federation.remote import RemoteParty
 from fedbpt_api.prompts.soft import SoftSpace
 from fedbpt_api.prompts.tuned import TunedPrompt
-from fedbpt_api.run import enclosed
+from fedbpt_api.run import enclosed, private
 from fedbpt_api.run.events import Assessed, Event, Noted
 from fedbpt_api.run.opening import open_parties
 from fedbpt_api.run.parties import Keep
-from fedbpt_api.run.private import matched, promise_of
+from fedbpt_api.run.private import matched, promise_of, released
 from fedbpt_api.run.replay import replay
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.verbalizer import Verbalizer
-from toy import IDS, Toys, make_task
+from toy import IDS, ToyBackend, Toys, make_task
 from toy_clients import GROUPS, PLAN, WORDS, make_client
 from toy_runs import after_round, make_settings
 
@@ -98,6 +103,57 @@ async def test_releases_are_planned_counted_and_told(toys: Toys, monkeypatch: py
         f"{made[0].promise.spent({'dev': count})[('dev',)]:.2f} for development texts in {count} answers"
         in result.privacy
     )
+
+
+async def test_releases_that_came_to_nothing_are_told_too(
+    toys: Toys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget ends between a third prompt's training and its development texts."""
+    made: list[Noise] = []
+    begin = Noise.__init__
+
+    def noted(self: Noise, *args: object, **kwargs: object) -> None:
+        begin(self, *args, **kwargs)  # type: ignore[arg-type]
+        made.append(self)
+
+    monkeypatch.setattr(Noise, "__init__", noted)
+    prompts = ["Is the mood good or bad?\n", "", "Good or bad?\n"]
+    changes: dict[str, object] = {"prompts": prompts, "budget.scored": 2 * 210 + 130, "search.ensemble": 1}
+    result, events = await run(changes)
+    assert len(judged(events)) == 2
+    counts = {part: max(noise.counts[part] for noise in made) for part in ("train", "dev", "test")}
+    assert counts["train"] > 2 * 2
+    assert f"training texts in {counts['train']} answers" in result.privacy
+    assert f"development texts in {counts['dev']} answers" in result.privacy
+    assert "test texts in 1 answer;" in result.privacy
+
+
+async def nobody(data: bytes) -> bytes:
+    raise AssertionError("nothing is asked")
+
+
+@pytest.mark.parametrize("told", [{}, {"train": 10**9, "dev": 3, "test": 1}])
+def test_no_party_makes_more_of_a_report_than_was_planned(told: dict[Part, int]) -> None:
+    settings = make_settings(TASK, NOISY)
+    account = Account("c", Budget(), released=told)
+    facts = Facts("c", 40, 30, 40, (20, 20), (1, 2), 9, ToyBackend().info, None)
+    party = RemoteParty(Channel(facts, nobody, account, b""))
+    planned = promise_of(settings).releases
+    expected = {part: min(told.get(part, 0), planned[part]) for part in PARTS}
+    assert released(settings, [party]) == expected
+    assert "epsilon" in private.told(settings, 1, expected)
+
+
+async def test_texts_in_two_parts_have_no_part_of_their_own(toys: Toys) -> None:
+    first = TASK.clients[1]
+    more = (first.train[0], first.dev[0])
+    twice = replace(first, dev=(*first.dev, *first.train[:2]), test=(*first.test, *more))
+    task = replace(TASK, clients=(TASK.clients[0], twice, TASK.clients[2]))
+    with pytest.raises(ConfigError, match="client 'client1': 3 texts stand in more than one of train"):
+        await Tuner(make_settings(task, NOISY), task).run()
+    assert toys["toy"].scored == 0
+    party = make_settings(task, NOISY | {"privacy.unit": "party"})  # where they are protected together
+    assert (await Tuner(party, task).run()).test is not None
 
 
 async def test_all_texts_of_a_party_are_told_one_epsilon(toys: Toys) -> None:
