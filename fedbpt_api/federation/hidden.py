@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -25,11 +26,13 @@ from fedbpt_api.federation.local_search import Searched
 from fedbpt_api.federation.masks import LEAST, Masks
 from fedbpt_api.federation.messages import Broadcast, MessageError, decode_update, encode_update
 from fedbpt_api.federation.summable import packed
+from fedbpt_api.prompts.tuned import read_json, write_json
 from fedbpt_api.verbalizer.discriminant import square
 
 OPEN: Final = frozenset({"done", "facts", "lines", "keys", "scalars"})
 """Kinds of answers that tell nothing of texts, or what `docs/deploy.md` says is told."""
 
+_LIMIT = 10_000_000  # bytes of the file of weighings
 _MOST_TOKENS = 1 << 22
 _SLIGHTEST = 0.01  # of the largest weight, that the third largest must have
 
@@ -40,14 +43,18 @@ class Hidden:
     Args:
         masks: Its masks.
         about: The task that it was told; the same for all.
+        place: Where it keeps what its searches were weighed with; None keeps it in memory.
     """
 
-    def __init__(self, masks: Masks, about: bytes = b"") -> None:
+    def __init__(self, masks: Masks, about: bytes = b"", place: Path | None = None) -> None:
         self._masks = masks
         self._about = digest(about)
         self._words = self._rounds = self._begun = b""  # what was told last, and where the last search began
         self._fits: dict[str, bytes] = {}
-        self._weighings: dict[bytes, bytes] = {}  # what each search was weighed with
+        self._place = place
+        self._weighings: dict[str, str] = {}  # of each round, a hash
+        if place is not None and place.exists():
+            self._weighings = {str(k): str(v) for k, v in read_json(place, _LIMIT)["rounds"].items()}
         self._last: tuple[Broadcast, Update] | None = None  # its last search, of which only sums are told
 
     def keys(self) -> Envelope:
@@ -126,12 +133,24 @@ class Hidden:
             fields["second"] is True,
         )
         _check(told, len(update.mean))
-        again = digest(orjson.dumps(fields["weights"], option=orjson.OPT_SORT_KEYS))
-        if self._weighings.setdefault(self._begun, again) != again:
-            raise MessageError("a search is weighed once: sums with other weights would tell it")
+        self._weigh_once(broadcast.round, fields["weights"])
         count = sum(weight > 0 for weight in told.weights.values())
         row = weighed(update.mean, _state(broadcast, body), told, update.client, count)
         return Envelope("weighed", {}, row.astype("<f8").tobytes())
+
+    def _weigh_once(self, number: int, weights: Mapping[str, float]) -> None:
+        """Refuse to weigh a round's search twice, or another in its place, drawn from the same numbers.
+
+        Raises:
+            MessageError: It was weighed otherwise.
+        """
+        told = digest(self._begun + orjson.dumps(weights, option=orjson.OPT_SORT_KEYS)).hex()
+        if self._weighings.get(str(number), told) != told:
+            raise MessageError("a round is weighed once: sums with other weights would tell its searches")
+        if str(number) not in self._weighings:
+            self._weighings[str(number)] = told
+            if self._place is not None:
+                write_json(self._place, {"rounds": self._weighings})
 
 
 def _check(told: Weighing, dimension: int) -> None:

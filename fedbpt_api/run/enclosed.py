@@ -50,12 +50,14 @@ class OwnSide:
     Attributes:
         peers: Where the names of those that it is added up with are kept.
         releases: Where what was answered with noise is kept.
+        weighings: Where what its searches were weighed with is kept.
         about: What tells its task; the same for all that it is added up with.
         batch: Fewest texts that a search's loss may be of.
     """
 
     peers: Path | None = None
     releases: Path | None = None
+    weighings: Path | None = None
     about: bytes = b""
     batch: int = 1
 
@@ -121,7 +123,8 @@ def responder_of(
     """
     tokens = parties.trie.tokens
     if settings.privacy.mode == "sums":
-        return Responder(client, tokens, life, Hidden(Masks(client.name, own.peers), own.about), own.batch)
+        hidden = Hidden(Masks(client.name, own.peers), own.about, own.weighings)
+        return Responder(client, tokens, life, hidden, own.batch)
     if settings.privacy.mode == "none":
         return Responder(client, tokens, life, batch=own.batch)
     promise = promise_of(settings)

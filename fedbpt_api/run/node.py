@@ -187,7 +187,13 @@ async def open_task(node: NodeSettings, told: Mapping[str, Any]) -> OpenTask:
     mine.budget.parent = Budget()  # its share of the run's, which the server looks after
     parties.start()
     about = orjson.dumps([run, public], option=orjson.OPT_SORT_KEYS)
-    own_side = OwnSide(node.folder / "peers.json", folder / "releases.records", about, LEAST_BATCH)
+    own_side = OwnSide(
+        peers=node.folder / "peers.json",
+        releases=folder / "releases.records",
+        weighings=folder / "weighings.json",
+        about=about,
+        batch=LEAST_BATCH,
+    )
     try:
         responder = responder_of(mine, settings, parties, run, own_side)
         if settings.privacy.mode == "gaussian":

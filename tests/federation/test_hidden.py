@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,10 +169,19 @@ async def test_weights_that_show_one_party_are_refused(told: list[float], second
         assert answer.kind == "failed" and why in answer.fields["answer"]["message"]
 
 
-async def test_a_search_is_weighed_once() -> None:
+async def test_a_round_is_weighed_once(tmp_path: Path) -> None:
     """Sums with the same weights in another order are as many equations as there are steps."""
     parties = await searched(0.5, 0.5, 0.5)
+    for name, member in zip(NAMES, parties.hidden, strict=True):
+        member._place = tmp_path / name
     first = await parties.all("weighed", weights(RULE))
     assert first == await parties.all("weighed", weights(RULE))
     for answer in (await parties.all("weighed", weights(RULE[::-1]))).values():
+        assert answer.kind == "failed" and "weighed once" in answer.fields["answer"]["message"]
+    # Nor is another search of the round, which is drawn from the same numbers; whoever was started again.
+    for member, name in zip(parties.hidden, NAMES, strict=True):
+        member._weighings = Hidden(Masks(name), b"", tmp_path / name)._weighings
+    await parties.all("rounds", rounds(BAD))
+    await parties.all("search", {}, encode_broadcast(Broadcast(0, np.full(D, 0.5), 1.0)))
+    for answer in (await parties.all("weighed", weights(RULE))).values():
         assert answer.kind == "failed" and "weighed once" in answer.fields["answer"]["message"]
