@@ -27,7 +27,7 @@ demo: $(MODEL) ## four organisations tune one prompt on real tweets, about 5 min
 
 demo-flower: $(MODEL) ## the same on Flower: a process for each organisation, TLS, keys; small, about 6 minutes
 	$(PY) examples/tweets/prepare.py examples/tweets/data --test 30
-	$(BIN)/fedbpt flower demo examples/tweets/tweets.toml $(SHORT_ARGS) $(DEMO_ARGS)
+	$(BIN)/fedbpt flower demo examples/tweets/tweets.toml $(SHORT_ARGS) --set search.minibatch=8 $(DEMO_ARGS)
 
 demo-short: override DEMO_ARGS += $(SHORT_ARGS)
 demo-short: override PREPARE_ARGS += --test 30

@@ -7,6 +7,7 @@ from typing import Final
 
 from fedbpt_api.federation import plain
 from fedbpt_api.federation.messages import MessageError
+from fedbpt_api.federation.promise import PARTS, Part
 from fedbpt_api.scoring.backend import Usage
 from fedbpt_api.scoring.budget import Budget
 
@@ -21,11 +22,13 @@ class Account:
         name: The party's.
         budget: What its questions have cost; its parent is the run's.
         tested: What its test has cost; None before it.
+        released: Answers with noise from each part of its texts, as it counts them over all its life.
     """
 
     name: str
     budget: Budget
     tested: Budget | None = None
+    released: dict[Part, int] = field(default_factory=dict)
     _spent: dict[str, list[dict[str, int]]] = field(default_factory=dict)  # as told, each time it was started
 
     def count(self, told: object) -> None:
@@ -42,8 +45,12 @@ class Account:
                 {key: plain.whole(told[part][key]) for key in (*_USAGE, "duplicates", "stored")}
                 for part in ("search", "test")
             ]
+            released = told.get("released", {})
+            released = {part: plain.whole(released[part]) for part in PARTS if part in released}
         except (KeyError, TypeError, ValueError) as error:
             raise MessageError(f"{self.name} does not say what it has spent: {error}") from error
+        for part, count in released.items():  # a party that answers twice at once may tell the later first
+            self.released[part] = max(count, self.released.get(part, 0))
         known = self._spent.get(life, [dict.fromkeys(one, 0) for one in both])
         search, test = (
             {key: max(0, now[key] - before[key]) for key in now}

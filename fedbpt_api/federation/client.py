@@ -16,7 +16,7 @@ import numpy as np
 from fedbpt_api.errors import BackendError, FedbptError, QuotaError
 from fedbpt_api.federation.local_search import LocalSearch, Plan, Reference, Searched
 from fedbpt_api.federation.messages import Broadcast
-from fedbpt_api.federation.noise import clipped
+from fedbpt_api.federation.noise import bounded, clipped
 from fedbpt_api.federation.tally import Contestant, Ints, Sums, Tally
 from fedbpt_api.prompts.space import Asked, Ids, PromptSpace, members_of
 from fedbpt_api.prompts.written import CHOICES, SHORTEST, Job, Line, write_line
@@ -61,6 +61,8 @@ class Client:
         self._train = train
         self._dev = dev
         self._test = test
+        self.draws: tuple[int, ...] = ()
+        """More of the key of its searches' generators, that only it knows (`draws.own_draws`)."""
         self._best: Floats | None = None
         self.tested: Budget | None = None
         """What the test took; None before it."""
@@ -88,6 +90,11 @@ class Client:
     async def aclose(self) -> None:
         """Give up on what is under way."""
         await self.scorer.aclose()
+
+    @property
+    def parts(self) -> tuple[EncodedSet, EncodedSet, EncodedSet]:
+        """Its training, development and test texts."""
+        return self._train, self._dev, self._test
 
     @property
     def n_train(self) -> int:
@@ -162,7 +169,9 @@ class Client:
         return self._with(judged, EMPTY, self._test), shown
 
     def _with(self, train: EncodedSet, dev: EncodedSet, test: EncodedSet) -> Client:
-        return Client(self.name, self._key, self._seed, self.scorer, train, dev, test)
+        client = Client(self.name, self._key, self._seed, self.scorer, train, dev, test)
+        client.draws = self.draws
+        return client
 
     async def word_sums(self, prompt: Ids) -> tuple[tuple[int, float], ...]:
         """At most 500 (token, sum of squared deviations) pairs over the training texts."""
@@ -241,7 +250,9 @@ class Client:
         if not len(texts):
             return Sums()
         logprobs, exact = await self.scorer.scores(prompt, texts.texts, repeat)
-        losses = np.minimum(verbalizer.losses(logprobs, texts.labels, exact), most)
+        losses = verbalizer.losses(logprobs, texts.labels, exact)
+        if most < np.inf:
+            losses = bounded(losses, most)
         right = verbalizer.logits(logprobs, exact).argmax(axis=1) == texts.labels
         return Sums(len(texts), float(losses.sum()), int(right.sum()))
 
@@ -314,7 +325,7 @@ class Client:
         Raises:
             BudgetSpent: The client's own budget ended before it finished one generation.
         """
-        key = (self._seed, broadcast.round, self._key)
+        key = (self._seed, broadcast.round, self._key, *self.draws)
         search = LocalSearch(self.name, key, self.scorer, self._train, plan, reference)
         searched, best = await search.run(broadcast, space)
         self._best = best.astype(np.float32).astype(np.float64)

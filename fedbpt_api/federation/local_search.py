@@ -88,7 +88,7 @@ class LocalSearch:
 
     Attributes:
         client: Its name.
-        key: Of its random generators: run seed, round, client.
+        key: Of its random generators: run seed, round, client, and what only it knows.
         scorer: Scores its texts.
         train: They.
         plan: How it searches.
@@ -96,7 +96,7 @@ class LocalSearch:
     """
 
     client: str
-    key: tuple[int, int, int]
+    key: tuple[int, ...]
     scorer: Scorer
     train: EncodedSet
     plan: Plan

@@ -14,6 +14,7 @@ trust it with this compare `fingerprint` by another way.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -34,6 +35,7 @@ LARGEST: Final = 2.0**33
 LEAST: Final = 3
 """Parties: of two, each would know the other's numbers from the sum."""
 
+_LOG = logging.getLogger(__name__)
 _LIMIT = 1_000_000  # bytes of the file of names
 
 Words = npt.NDArray[np.uint64]
@@ -44,8 +46,8 @@ class Masks:
 
     Args:
         name: The party's.
-        place: A file with the names of those that it adds up with: once there, no other set will do, as two
-            sums that differ by one party would tell that party's numbers.
+        place: A file with the names of those that it adds up with: once there, no other set will do, in this
+            run or another, as two sums that differ by one party would tell that party's numbers.
 
     Attributes:
         agreed: `fingerprint` of the keys that its masks come from; empty before it knows them.
@@ -84,6 +86,8 @@ class Masks:
         if keys.get(self.name) != self.public:
             raise MessageError(f"another key goes by the name {self.name}")
         self._pin(sorted(keys))
+        if fingerprint(keys) == self.agreed:
+            return  # the same masks, of which what was answered must stay known
         self.agreed = fingerprint(keys)
         try:
             self._secrets = {
@@ -97,14 +101,20 @@ class Masks:
                 if name != self.name
             }
         except ValueError as error:
+            self.agreed, self._secrets = b"", {}
             raise MessageError(f"a public key is none: {error}") from error
-        self._answered.clear()
 
     def _pin(self, names: list[str]) -> None:
         if self._names is None and self._place is not None and self._place.exists():
             self._names = [str(name) for name in read_json(self._place, _LIMIT)["names"]]
         if self._names not in (None, names):
-            raise MessageError("numbers are added up with the parties that the run began with, and no others")
+            known = ", ".join(self._names or ())
+            _LOG.error(
+                "told to be added up with %s, where it was %s before: the difference of two sums would "
+                "tell a party's numbers. If that may be, remove %s and start again",
+                *(", ".join(names), known, self._place),
+            )
+            raise MessageError("numbers are added up with those that they were before, and no others")
         if self._names is None and self._place is not None:
             write_json(self._place, {"names": names})
         self._names = names
@@ -113,7 +123,8 @@ class Masks:
         """The answer to a question, such that only the sum over all parties tells anything.
 
         Args:
-            question: The same for all parties; what differs between them is not part of it.
+            question: The same for all parties, with all that the answer depends on but their texts; what
+                differs between them is not part of it.
             values: The answer, shape [n].
 
         Returns:
@@ -124,7 +135,7 @@ class Masks:
                 difference would be told.
         """
         words = to_words(values, LARGEST / (1 + len(self._secrets)))
-        key = hashlib.blake2b(question, digest_size=32).digest()
+        key = hashlib.blake2b(question, key=self.agreed, digest_size=32).digest()
         digest = hashlib.blake2b(words.tobytes(), digest_size=32).digest()
         if self._answered.setdefault(key, digest) != digest:
             raise MessageError("the same question has another answer now, which would tell the difference")

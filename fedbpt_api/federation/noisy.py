@@ -2,7 +2,8 @@
 
 A prompt is judged by two kinds of release: sums of centred label log-probabilities over training texts, from
 which the server fits a bias, and sums of clipped losses. CMA-ES's mean and loss are one release together; its
-step sizes are told as those that it began with. Whatever else a party can be asked is refused.
+step sizes are told as those that it began with. Whatever else a party can be asked is refused, and so is what
+a release could fail for: whether it did would be told without noise.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.envelope import Envelope, seal
 from fedbpt_api.federation.local_search import Plan, Reference
 from fedbpt_api.federation.messages import Broadcast, MessageError, encode_broadcast, encode_update
-from fedbpt_api.federation.noise import Noise, whole_counts
+from fedbpt_api.federation.noise import Noise, bounded, clipped, whole_counts
 from fedbpt_api.federation.responder import Act, Responder
 from fedbpt_api.federation.tally import RIVALS, TUNED, Contestant, PairedCounts, Tally
 from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
@@ -29,6 +30,9 @@ from fedbpt_api.verbalizer import Verbalizer
 
 ANSWERED: Final = frozenset({"facts", "words", "write", "label sums", "evaluate", "rounds", "search", "test"})
 """Questions that are answered; "facts" and "write" are not about texts, but for what `promise` says."""
+
+KINDS: Final = ("words", "bias")
+"""Verbalizers that texts are read by: weights, divided by what one likes, could pick texts out."""
 
 _PAIRED = ("both", "wins", "losses", "neither")
 
@@ -39,14 +43,30 @@ class NoisyResponder(Responder):
     Args:
         client: As for `Responder`.
         noise: Its releases.
+        labels: How many the task has.
         tokens: As for `Responder`.
         life: As for `Responder`.
+        batch: As for `Responder`.
     """
 
-    def __init__(self, client: Client, noise: Noise, tokens: Ids = (), life: str = "") -> None:
-        super().__init__(client, tokens, life)
+    def __init__(
+        self,
+        client: Client,
+        noise: Noise,
+        labels: int,
+        tokens: Ids = (),
+        life: str = "",
+        batch: int = 1,
+    ) -> None:
+        super().__init__(client, tokens, life, batch=batch)
+        self._labels = labels
         self._noise = noise
         self._promise = noise.promise
+
+    @property
+    def _told(self) -> dict[str, object]:
+        """Its releases so far: not private, as they follow from what it was asked."""
+        return {"released": dict(self._noise.counts)}
 
     @plain.reading
     def _question(self, kind: str, fields: Mapping[str, Any], body: bytes) -> Act:
@@ -56,8 +76,22 @@ class NoisyResponder(Responder):
             groups = [plain.to_ids(group) for group in fields["groups"]]
             if any(not 0 <= column < self._width for group in groups for column in group):
                 raise ValueError("a label's column is none of the words")
+            if len(groups) != self._labels or not all(groups):
+                raise ValueError(f"groups of words for other than the task's {self._labels} labels")
             return partial(self._label_sums, plain.to_prompt(fields["prompt"]), groups)
         return super()._question(kind, fields, body)
+
+    def _fits_words(self, verbalizer: Verbalizer) -> bool:
+        """Whether it reads the words that were told, as noise takes it; asked of all that texts are read by.
+
+        Raises:
+            ValueError: It is of another kind, or for another number of labels.
+        """
+        if verbalizer.kind not in KINDS:
+            raise ValueError(f"a verbalizer of kind {verbalizer.kind!r}, where noise takes {KINDS}")
+        if len(verbalizer.groups) != self._labels:
+            raise ValueError(f"a verbalizer of other than the task's {self._labels} labels")
+        return super()._fits_words(verbalizer)
 
     async def _label_sums(self, prompt: Asked, groups: Sequence[Sequence[int]]) -> Envelope:
         most = self._promise.clip_logits
@@ -93,9 +127,8 @@ class NoisyResponder(Responder):
         async def both() -> Floats:
             """Displacement and loss, each within a ball of radius 1/2."""
             update = (await client.search(broadcast, *rounds)).update
-            away = update.mean - broadcast.mean
-            away *= min(1.0, length / max(float(np.linalg.norm(away)), 1e-300))
-            return np.append(away / (2 * length), np.clip(update.loss, 0.0, most) / most - 0.5)
+            (away,) = clipped((update.mean - broadcast.mean)[None], length)
+            return np.append(away / (2 * length), bounded(np.array([update.loss]), most) / most - 0.5)
 
         asked = _asked("search", {}, encode_broadcast(broadcast))
         # The mean of a search moves as far for one text as for all; so the unit makes no difference to it.
@@ -112,7 +145,7 @@ class NoisyResponder(Responder):
         async def counted() -> Floats:
             return _row(await client.test(contestants, common))
 
-        labels = len(contestants[0].verbalizer.groups)
+        labels = self._labels
         methods = [*(c.method for c in contestants), "majority"]
         rivals = [rival for rival in RIVALS if TUNED in methods and rival in methods]
         told = {"contestants": [plain.of_contestant(c) for c in contestants], "common": common}

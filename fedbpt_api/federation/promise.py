@@ -3,9 +3,10 @@
 Neighbours differ in one text of a party ("text": another text with the same label in its place), or in all
 texts of a party ("party"); how many texts a party has, and of each label, is told in the open. Every answer
 about texts of a part (train, dev, test) is one release: a vector with noise of `multiplier` times its
-sensitivity. As no text is in two parts, each part has the whole (epsilon, delta) for itself (parallel
-composition); its K releases compose, adaptively chosen as they are, to one Gaussian mechanism with sqrt(K)
-times the sensitivity.
+sensitivity. K releases compose, adaptively chosen as they are, to one Gaussian mechanism with sqrt(K) times
+the sensitivity. As no text is in two parts, with "text" each part has the whole (epsilon, delta) for itself
+(parallel composition). With "party" the texts of all parts change together, so K counts the releases from all
+of them, and there is one epsilon.
 
 J. Dong, A. Roth, W. Su, "Gaussian differential privacy" (arXiv 1905.02383), corollary 2.13, and B. Balle,
 Y. Wang (arXiv 1805.06083), theorem 8, for the multiplier; what was spent is counted independently by the
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final, Literal
 
 from fedbpt_api.errors import ConfigError
@@ -35,7 +36,7 @@ class Promise:
 
     Attributes:
         unit: What may differ without being told.
-        epsilon: Largest epsilon of a part.
+        epsilon: Largest epsilon: of each part where the unit is a text, of all together where it is a party.
         delta: Its delta.
         releases: Most releases from each part.
         clip_loss: Nats at which a text's loss is clipped.
@@ -51,24 +52,47 @@ class Promise:
     clip_logits: float
     clip_mean: float
 
+    @property
+    def joint(self) -> bool:
+        """Whether releases from all parts are one mechanism, as texts of all parts may change together."""
+        return self.unit == "party"
+
+    def to_dict(self) -> dict[str, object]:
+        """All of it, as plain values."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "releases": dict(self.releases)
+        }
+
     def multiplier(self, part: Part) -> float:
         """Standard deviation of the noise over the sensitivity, for each release from a part.
 
         Raises:
             ConfigError: The promise cannot be kept by any noise that leaves something to see.
         """
-        found = math.sqrt(self.releases[part]) / strength(self.epsilon, self.delta)
+        count = sum(self.releases.values()) if self.joint else self.releases[part]
+        found = math.sqrt(count) / strength(self.epsilon, self.delta)
         if found > _LARGEST:
             raise ConfigError(
                 f"privacy.epsilon: {self.epsilon:g} would take noise {found:,.0f} times as large as what is "
-                f"answered, {self.releases[part]} times over",
+                f"answered, {count} times over",
                 "allow more, or judge fewer prompts (privacy.prompts)",
             )
         return found
 
-    def spent(self, part: Part, count: int) -> float:
-        """Epsilon of so many releases from a part, at the promised delta."""
-        return epsilon_of(self.multiplier(part), count, self.delta)
+    def spent(self, made: Mapping[Part, int]) -> dict[tuple[Part, ...], float]:
+        """Epsilon of so many releases from each part, at the promised delta.
+
+        Returns:
+            For each set of parts that answers were given from, what they add up to: one for all of them where
+            they are joint.
+        """
+        together = [PARTS] if self.joint else [(part,) for part in PARTS]
+        counts = {parts: sum(made.get(part, 0) for part in parts) for parts in together}
+        return {
+            parts: epsilon_of(self.multiplier(parts[0]), count, self.delta)
+            for parts, count in counts.items()
+            if count
+        }
 
 
 def delta_of(epsilon: float, mu: float) -> float:

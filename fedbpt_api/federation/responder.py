@@ -46,11 +46,18 @@ class Responder:
         life: Since when it tells what it has spent, where the client's budget goes on from an earlier
             process; else since now.
         hidden: Masks its answers, where the server is to see nothing but sums.
+        batch: Fewest texts that a search's loss may be of; all of them where there are fewer.
     """
 
     def __init__(
-        self, client: Client, tokens: Ids = (), life: str = "", hidden: Hidden | None = None
+        self,
+        client: Client,
+        tokens: Ids = (),
+        life: str = "",
+        hidden: Hidden | None = None,
+        batch: int = 1,
     ) -> None:
+        self._batch = batch
         self._tokens = tokens
         self._hidden = hidden
         self._client = client
@@ -98,12 +105,17 @@ class Responder:
             except (FedbptError, TimeoutError) as error:
                 told = discreet(error)
                 reply = Envelope("failed", {"message": told.message, "hint": told.hint})
-            spent: dict[str, object] = {
+            spent: dict[str, object] = self._told | {
                 part: {key: now - self._before[part][key] for key, now in counted.items()}
                 for part, counted in self._totals().items()
             }
             fields = {"answer": reply.fields, "spent": {"life": self._life, **spent}}
             return seal(Envelope(reply.kind, fields, reply.body))
+
+    @property
+    def _told(self) -> dict[str, object]:
+        """What goes with every answer beside what has been spent."""
+        return {}
 
     def _totals(self) -> dict[str, dict[str, int]]:
         """What has been spent on the search and on the test."""
@@ -166,6 +178,9 @@ class Responder:
                     plain.to_plan(fields["plan"]),
                     self._reference(fields["reference"]),
                 )
+                batch = rounds[1].minibatch or client.n_train
+                if batch < min(self._batch, client.n_train):
+                    raise ValueError(f"losses of {batch} texts, where {self._batch} are the fewest")
                 return partial(self._rounds, rounds)
             case "search":
                 if self._round is None:

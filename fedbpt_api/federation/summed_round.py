@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from fedbpt_api.errors import ConfigError, QuorumError
 from fedbpt_api.federation import plain
 from fedbpt_api.federation.forgotten import patiently
 from fedbpt_api.federation.local_search import Plan, Reference, Searched
+from fedbpt_api.federation.masks import LEAST
 from fedbpt_api.federation.messages import Broadcast, decode_state, encode_state
 from fedbpt_api.federation.remote import RemoteParty
 from fedbpt_api.federation.runtime import Round
@@ -108,11 +110,13 @@ async def summed_round(
     searched = await search()
     moved = [found.update for found in searched.values() if found.moved]
     after, up = state, 0
-    if moved:
+    if len(moved) >= LEAST:  # of fewer, parties tell no sum
         answers = check_updates(state, moved)
         told = weighing(rule, state, answers)
         after = merged(rule, state, answers, told, await party.weigh(told, state, search))
         up = 8 * told.length(state.dimension)
+    elif moved:
+        after = replace(state, round=state.round + 1)
     return Round(state=after, searched=searched, missing={}, bytes_up=up, bytes_down=len(down))
 
 

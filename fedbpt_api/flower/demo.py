@@ -10,6 +10,7 @@ import tomli_w
 from fedbpt_api.errors import ConfigError, FedbptError
 from fedbpt_api.flower.init import write_app
 from fedbpt_api.flower.loopback import Loopback
+from fedbpt_api.run.enclosed import outside_problems
 from fedbpt_api.run.folder import read_result
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.schema import ClientSettings, Settings
@@ -24,13 +25,17 @@ def run_demo(settings: Settings, folder: Path, tell: Callable[[str], None]) -> R
         tell: Called with lines for people.
 
     Raises:
-        ConfigError: There are no clients of their own, or the folder is in use.
+        ConfigError: There are no clients of their own, the folder is in use, or what is asked for cannot be
+            asked from outside.
         FedbptError: A process failed.
     """
     if not settings.clients:
         raise ConfigError("data: each organisation has its own files here", "name [[clients]] instead")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty", "name a new folder")
+    names = tuple(client.name for client in settings.clients)
+    if problems := outside_problems(settings.model_copy(update={"parties": names})):
+        raise ConfigError(problems)
     run = folder / "run"
     write_app(folder / "app", settings, run)
     with Loopback(folder / "link") as net:

@@ -5,7 +5,9 @@ For the modes of `privacy`: masks and noise are put on where a party's answers l
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedbpt_api.errors import ConfigError
@@ -37,6 +39,33 @@ LOCAL = {
 """Searches that cannot be run from outside, and why."""
 
 
+LEAST_BATCH = 8
+"""Texts that a search's loss is of at least, where it is told over a network; all where there are fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSide:
+    """What a party keeps for itself, and insists on.
+
+    Attributes:
+        peers: Where the names of those that it is added up with are kept.
+        releases: Where what was answered with noise is kept.
+        weighings: Where what its searches were weighed with is kept.
+        about: What tells its task; the same for all that it is added up with.
+        batch: Fewest texts that a search's loss may be of.
+    """
+
+    peers: Path | None = None
+    releases: Path | None = None
+    weighings: Path | None = None
+    about: bytes = b""
+    batch: int = 1
+
+
+INSIDE = OwnSide()
+"""Of a party in the server's own process, which hides nothing from it."""
+
+
 def opener_of(settings: Settings) -> PartiesOpener:
     """What opens a run's parties in this process."""
     return open_parties if settings.privacy.mode == "none" else open_enclosed
@@ -60,7 +89,7 @@ async def open_enclosed(
             client.budget.parent = Budget()  # its share of the run's, which the other side looks after
             place = keep.folder / f"releases-{number}.records" if keep and keep.folder else None
             ended = keep.ended if keep else None
-            responder = responder_of(client, settings, parties, releases=place, ended=ended)
+            responder = responder_of(client, settings, parties, own=OwnSide(releases=place), ended=ended)
             exchanges[client.name] = responder.answer
         tasks = dict.fromkeys(exchanges, seal(Envelope("facts", {})))
         parties.behind = parties.clients
@@ -76,8 +105,7 @@ def responder_of(
     settings: Settings,
     parties: Parties,
     life: str = "",
-    peers: Path | None = None,
-    releases: Path | None = None,
+    own: OwnSide = INSIDE,
     ended: Exception | None = None,
 ) -> Responder:
     """What answers for a client, as the run's `privacy` wants it.
@@ -87,28 +115,40 @@ def responder_of(
         settings: The run's.
         parties: What was opened with it; what is opened here is closed with them.
         life: As for `Responder`.
-        peers: Where the names of those that it is added up with are kept.
-        releases: Where what was answered with noise is kept.
+        own: What it keeps, and insists on.
         ended: As for `Noise`.
 
     Raises:
-        ConfigError: What is promised of noise cannot be kept.
+        ConfigError: What is promised of noise cannot be kept for these texts.
     """
     tokens = parties.trie.tokens
     if settings.privacy.mode == "sums":
-        return Responder(client, tokens, life, Hidden(Masks(client.name, peers)))
+        hidden = Hidden(Masks(client.name, own.peers), own.about, own.weighings)
+        return Responder(client, tokens, life, hidden, own.batch)
     if settings.privacy.mode == "none":
-        return Responder(client, tokens, life)
+        return Responder(client, tokens, life, batch=own.batch)
     promise = promise_of(settings)
+    if not promise.joint and (twice := in_several_parts(client)):
+        raise ConfigError(
+            f"client {client.name!r}: {twice} texts stand in more than one of train, dev and test, each of "
+            "which noise protects for itself",
+            "leave each in one of them, or protect all texts together (privacy.unit = 'party')",
+        )
     texts: dict[Part, int] = {"train": client.n_train, "dev": client.n_dev, "test": client.n_test}
     if promise.delta >= 1 / max(texts.values()):
         raise ConfigError(
             f"privacy.delta: {promise.delta:g} lets one of {max(texts.values())} texts be told as it is",
             "set it far below one over the number of texts",
         )
-    noise = Noise(promise, texts, releases, ended=ended)
+    noise = Noise(promise, texts, own.releases, ended=ended)
     parties.closing.append(noise.close)
-    return NoisyResponder(client, noise, tokens, life)
+    return NoisyResponder(client, noise, len(parties.groups), tokens, life, own.batch)
+
+
+def in_several_parts(client: Client) -> int:
+    """Texts that more than one part of a client's has, as its model sees them."""
+    times = Counter(text for part in client.parts for text in set(part.texts))
+    return sum(count > 1 for count in times.values())
 
 
 async def reached(
@@ -143,5 +183,10 @@ def outside_problems(settings: Settings) -> list[str]:
         problems.append(
             f"federation.aggregator: {settings.federation.aggregator} needs each party's mean, and "
             "privacy.mode = 'sums' hides it"
+        )
+    if settings.parties is not None and (settings.search.minibatch or LEAST_BATCH) < LEAST_BATCH:
+        problems.append(
+            f"search.minibatch: {settings.search.minibatch} is too small for parties behind a network, who "
+            f"tell losses of {LEAST_BATCH} texts or more; raise it, or remove it for all texts"
         )
     return problems

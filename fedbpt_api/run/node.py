@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import orjson
 from pydantic import Field, ValidationError
 
 from fedbpt_api.errors import ConfigError
+from fedbpt_api.federation.draws import own_draws
 from fedbpt_api.federation.messages import MessageError
 from fedbpt_api.federation.responder import Responder
+from fedbpt_api.prompts.tuned import read_json, write_json
 from fedbpt_api.run.config import build_settings, load_task
 from fedbpt_api.run.config_problems import describe
-from fedbpt_api.run.enclosed import responder_of
+from fedbpt_api.run.enclosed import LEAST_BATCH, OwnSide, responder_of
 from fedbpt_api.run.opening import open_parties
 from fedbpt_api.run.parties import Keep, Parties
 from fedbpt_api.run.public import not_public
@@ -26,6 +29,7 @@ from fedbpt_api.run.schema import (
     ColumnsSettings,
     DataPath,
     PartyName,
+    Positive,
     PositiveFloat,
     PriceSettings,
     PrivacySettings,
@@ -33,6 +37,7 @@ from fedbpt_api.run.schema import (
 )
 from fedbpt_api.scoring.budget import Budget
 
+_LIMIT = 1_000_000  # bytes of the list of runs
 _RUN = re.compile(r"[0-9a-zA-Z_-]{1,64}")
 
 
@@ -42,10 +47,17 @@ class NodePrivacySettings(Section):
     Attributes:
         needs: The `privacy.mode` that a task must have; "none" takes part in any.
         epsilon: Largest epsilon that a task with noise may promise.
+        delta: Largest delta that it may.
+        unit: What noise must protect; where "text", all texts together will do as well.
+        runs: Most runs with noise that this party takes part in, ever, as its folder remembers them: what
+            they promise adds up.
     """
 
     needs: Literal["none", "sums", "gaussian"] = "none"
     epsilon: PositiveFloat | None = None
+    delta: PositiveFloat | None = None
+    unit: Literal["text", "party"] | None = None
+    runs: Positive | None = None
 
     def problem(self, task: PrivacySettings) -> str:
         """Why a task will not do; empty where it will."""
@@ -53,10 +65,33 @@ class NodePrivacySettings(Section):
             return (
                 f"privacy.needs: this party takes part with {self.needs!r} only, the task has {task.mode!r}"
             )
-        if self.epsilon is not None and (task.mode != "gaussian" or task.epsilon > self.epsilon):
-            promised = f"{task.epsilon:g}" if task.mode == "gaussian" else "none"
-            return f"privacy.epsilon: this party allows {self.epsilon:g}, and the task promises {promised}"
+        noisy = task.mode == "gaussian"
+        for key, most in (("epsilon", self.epsilon), ("delta", self.delta)):
+            if most is not None and (not noisy or getattr(task, key) > most):
+                promised = f"{getattr(task, key):g}" if noisy else "none"
+                return f"privacy.{key}: this party allows {most:g}, and the task promises {promised}"
+        if self.unit is not None and (not noisy or (self.unit, task.unit) == ("party", "text")):
+            protects = repr(task.unit) if noisy else "nothing with noise"
+            return f"privacy.unit: this party wants {self.unit!r} protected, and the task protects {protects}"
         return ""
+
+
+def enter(place: Path, run: str, most: int | None) -> None:
+    """Count a run with noise, once; `place` remembers the names of all.
+
+    Raises:
+        ConfigError: It would be one more than a party allows.
+    """
+    known = [str(name) for name in read_json(place, _LIMIT)["runs"]] if place.exists() else []
+    if run in known:
+        return
+    if most is not None and len(known) >= most:
+        raise ConfigError(
+            f"privacy.runs: this party has taken part in {len(known)} runs with noise and allows {most}; "
+            f"{place} names them",
+            "allow more in this party's file, if its texts may be told more of",
+        )
+    write_json(place, {"runs": [*known, run]})
 
 
 class NodeSettings(Section):
@@ -127,7 +162,8 @@ async def open_task(node: NodeSettings, told: Mapping[str, Any]) -> OpenTask:
 
     Raises:
         MessageError: It is told no task.
-        ConfigError: Its files do not fit the task, or its server is another than when the run began.
+        ConfigError: Its files do not fit the task, or the task not what it insists on; or its server is
+            another than when the run began.
         FedbptError: Its server cannot be reached.
     """
     run, number, public = told.get("run"), told.get("number"), told.get("settings")
@@ -144,13 +180,24 @@ async def open_task(node: NodeSettings, told: Mapping[str, Any]) -> OpenTask:
     task = load_task(settings)
     folder = node.folder / run
     folder.mkdir(parents=True, exist_ok=True)
+    draws = own_draws(folder / "draws.secret") if settings.privacy.mode != "none" else ()
     parties = await open_parties(settings, task, lambda: False, Keep(folder, counted=True), first=number)
     (mine,) = parties.local
+    mine.draws = draws
     mine.budget.parent = Budget()  # its share of the run's, which the server looks after
     parties.start()
-    places = folder / "peers.json", folder / "releases.records"
+    about = orjson.dumps([run, public], option=orjson.OPT_SORT_KEYS)
+    own_side = OwnSide(
+        peers=node.folder / "peers.json",
+        releases=folder / "releases.records",
+        weighings=folder / "weighings.json",
+        about=about,
+        batch=LEAST_BATCH,
+    )
     try:
-        responder = responder_of(mine, settings, parties, run, *places)
+        responder = responder_of(mine, settings, parties, run, own_side)
+        if settings.privacy.mode == "gaussian":
+            enter(node.folder / "noisy-runs.json", run, node.privacy.runs)
     except BaseException:
         await parties.aclose()
         raise

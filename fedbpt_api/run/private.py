@@ -8,7 +8,9 @@ from typing import Final
 
 import numpy as np
 
+from fedbpt_api.federation.party import Party
 from fedbpt_api.federation.promise import PARTS, Part, Promise
+from fedbpt_api.federation.remote import RemoteParty
 from fedbpt_api.run.schema import Settings
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.verbalizer import Verbalizer
@@ -87,9 +89,16 @@ def hidden_by_noise(settings: Settings, texts: Sequence[tuple[int, int]]) -> flo
     return math.sqrt(variance) / max(1, sum(map(sum, texts)))
 
 
-def releases(judged: int, rounds: int, tested: bool) -> dict[Part, int]:
-    """Releases of a run that judged so many prompts."""
-    return {"train": 2 * judged + rounds, "dev": judged, "test": int(tested)}
+def released(settings: Settings, parties: Sequence[Party]) -> dict[Part, int]:
+    """Answers with noise from each part, of the party that has given most of them.
+
+    Parties count them themselves: answers that were lost, or of no use, are among them. None gives more than
+    were planned, whatever it says.
+    """
+    planned = promise_of(settings).releases
+    told = [party.channel.account.released for party in parties if isinstance(party, RemoteParty)]
+    most = {part: max((counts.get(part, 0) for counts in told), default=0) for part in PARTS}
+    return {part: min(count, planned[part]) for part, count in most.items()}
 
 
 def told(settings: Settings, parties: int, made: Mapping[Part, int] | None = None) -> str:
@@ -104,12 +113,22 @@ def told(settings: Settings, parties: int, made: Mapping[Part, int] | None = Non
         return ""
     promise = promise_of(settings)
     counts = promise.releases if made is None else made
+    spent = promise.spent(counts)
     parts = ", ".join(
-        f"{promise.spent(part, count):.2f} for {_NAMES[part]} texts in {count} answer{'s' * (count > 1)}"
-        for part, count in counts.items()
-        if count
+        f"{epsilon:.2f} for {_named(names)} in {_answers(sum(counts.get(name, 0) for name in names))}"
+        for names, epsilon in spent.items()
     )
     return (
-        f"Differential privacy of {_UNITS[promise.unit]}: epsilon {parts}; at most {promise.epsilon:g} was "
-        f"promised, delta {promise.delta:g}. Numbers of texts, of labels and of tokens are not covered."
+        f"Differential privacy of {_UNITS[promise.unit]}: epsilon {parts or '0'}; "
+        f"at most {promise.epsilon:g} was promised, delta {promise.delta:g}. "
+        "Numbers of texts, of labels and of tokens are not covered."
     )
+
+
+def _named(parts: Sequence[Part]) -> str:
+    *before, last = (_NAMES[part] for part in parts)
+    return f"{', '.join(before)} and {last} texts together" if before else f"{last} texts"
+
+
+def _answers(count: int) -> str:
+    return f"{count} answer{'s' * (count > 1)}"

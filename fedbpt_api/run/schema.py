@@ -150,7 +150,8 @@ class SearchSettings(Section):
         perturb: Share of the text's tokens that equation 7 of the FedBPT paper perturbs; 0 is off.
         rounds: Most rounds; without it the budget alone ends the run.
         proposals: Clients whose best candidate is assessed in a round beside the merged mean, in turn.
-        minibatch: Training texts that a generation is scored on; all of them without it.
+        minibatch: Training texts that a generation is scored on; all of them without it. Parties behind a
+            network want 8 or more.
         choice: How the result is chosen: the prompt with the smallest held-out loss, or what comes nearest to
             the committee of all prompts that were judged.
         ensemble: Most prompts that answer together in the result of a committee; each text is then asked as
@@ -217,7 +218,8 @@ class PrivacySettings(Section):
             parties or more, all of which must answer. "gaussian": sums over each party's texts with noise;
             differential privacy, see `docs/privacy.md`.
         unit: What noise protects: one text, or all texts of a party together.
-        epsilon: Largest epsilon that is promised for each part of a party's texts.
+        epsilon: Largest epsilon that is promised: for each part of a party's texts where the unit is a text,
+            for all of them together where it is a party.
         delta: The delta that goes with it; below one over the number of texts.
         prompts: Prompts that are judged with noise at most.
         clip_loss: Nats at which a text's loss is clipped before noise.

@@ -33,7 +33,7 @@ from fedbpt_api.run.lateness import LateRecords
 from fedbpt_api.run.layout import settle_layout
 from fedbpt_api.run.meter import Meter, client_record
 from fedbpt_api.run.parties import Keep, Parties, PartiesOpener, versions
-from fedbpt_api.run.private import releases, told
+from fedbpt_api.run.private import released, told
 from fedbpt_api.run.result import RoundRecord, RunResult
 from fedbpt_api.run.suspects import leave_out_suspects
 from fedbpt_api.run.testing import compared, contestants_of, final_test
@@ -220,7 +220,7 @@ class Tuner:
             spent=parties.spent(),
             test=None,
             currency=parties.currency,
-            privacy=self._privacy(parties, tested=False),
+            privacy=self._privacy(parties),
         )
         if testing:
             self._phase = "test"
@@ -229,10 +229,10 @@ class Tuner:
             try:
                 timeout = self.settings.federation.timeout
                 report = await final_test(parties, self.task, contestants, self._count_tested, timeout)
-                privacy = self._privacy(parties, tested=report is not None)
-                result = replace(result, test=report, spent=parties.spent(), privacy=privacy)
+                result = replace(result, test=report)
             except Stopped:
-                result = replace(result, stopped="cancelled", spent=parties.spent())
+                result = replace(result, stopped="cancelled")
+            result = replace(result, spent=parties.spent(), privacy=self._privacy(parties))
         self._phase = "done"
         self._warn(parties)
         if self._folder is not None:
@@ -264,11 +264,9 @@ class Tuner:
         """Who judges prompts; an estimate does it otherwise."""
         return Assessor(parties, self.settings, self._tell)
 
-    def _privacy(self, parties: Parties, tested: bool) -> str:
+    def _privacy(self, parties: Parties) -> str:
         """What was spent of privacy."""
-        assert self._assessor is not None
-        made = releases(len(self._assessor.known), max(0, len(self._rounds) - 1), tested)
-        return told(self.settings, parties.count, made)
+        return told(self.settings, parties.count, released(self.settings, parties.everyone))
 
     # Small parts ----------------------------------------------------------------------------
 

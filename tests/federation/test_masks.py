@@ -60,6 +60,19 @@ def test_a_question_has_one_answer() -> None:
         masks.masked(b"q", np.array([1.0, 2.0]))
 
 
+def test_meeting_again_forgets_no_answer() -> None:
+    """The same keys make the same masks, and so do keys that come back."""
+    found = parties("a", "b", "c")
+    keys = {name: masks.public for name, masks in found.items()}
+    before = found["a"].masked(b"q", np.ones(2))
+    for others in (keys, keys | {"c": Masks("c").public}, keys):
+        found["a"].meet(others)
+        if others == keys:
+            with pytest.raises(MessageError, match="difference"):
+                found["a"].masked(b"q", np.array([1.0, 2.0]))
+    assert found["a"].masked(b"q", np.ones(2)) == before
+
+
 def test_new_keys_make_new_masks() -> None:
     """A party that was started again: the others mask what they told before anew."""
     found = parties("a", "b", "c")
@@ -79,7 +92,7 @@ def test_what_is_too_large_is_refused(value: float) -> None:
         parties("a", "b", "c")["a"].masked(b"q", np.array([value]))
 
 
-def test_who_may_be_added_up(tmp_path: Path) -> None:
+def test_who_may_be_added_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = {name: Masks(name, tmp_path / name) for name in "abcd"}
     keys = {name: masks.public for name, masks in found.items()}
     three = {name: keys[name] for name in "abc"}
@@ -97,6 +110,7 @@ def test_who_may_be_added_up(tmp_path: Path) -> None:
     again = Masks("a", tmp_path / "a")  # the party, started again
     with pytest.raises(MessageError, match="no others"):
         again.meet(keys | {"a": again.public})
+    assert f"remove {tmp_path / 'a'}" in caplog.text
     again.meet(three | {"a": again.public})
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nst
 
-from fedbpt_api.federation.noise import Noise, clipped, whole_counts
+from fedbpt_api.errors import ConfigError, FedbptError
+from fedbpt_api.federation.noise import Noise, bounded, clipped, whole_counts
 from fedbpt_api.federation.promise import Part, Promise
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import BudgetSpent
@@ -128,3 +131,83 @@ def test_noisy_counts_become_counts_of_as_many_texts(counts: list[float], total:
 
 def test_counts_without_noise_stay_as_they_are() -> None:
     assert whole_counts(np.array([3.0, 0.0, 5.0, 2.0]), 10) == [3, 0, 5, 2]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_no_number_counts_as_none(value: float) -> None:
+    rows = np.array([[1.0, 0.5], [value, 0.0], [0.0, -value]])
+    np.testing.assert_array_equal(clipped(rows, 2.0), [[1.0, 0.5], [0.0, 0.0], [0.0, 0.0]])
+
+
+def test_losses_are_within_their_bounds_whatever_they_are() -> None:
+    losses = np.array([np.nan, np.inf, -np.inf, -1.0, 0.5, 9.0])
+    np.testing.assert_array_equal(bounded(losses, 2.0), [2.0, 2.0, 0.0, 0.0, 0.5, 2.0])
+
+
+async def test_a_release_counts_before_it_is_computed(tmp_path: Path) -> None:
+    """One that fails may tell something by that; asked again, it tells nothing more."""
+    place = tmp_path / "releases.records"
+    noise = Noise(promise(train=2), TEXTS, place)
+
+    async def failing() -> Floats:
+        assert noise.counts["train"] == 1
+        raise ValueError("it depends on the texts")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="texts"):
+            await noise.released("train", b"a", 1.0, failing)
+    assert noise.counts["train"] == 1
+    noise.close()
+    again, asked = Noise(promise(train=2), TEXTS, place), Asked(np.ones(3))
+    assert again.counts["train"] == 1  # the process may have ended in the middle of it
+    told = await again.released("train", b"a", 1.0, asked)
+    await again.released("train", b"b", 1.0, asked)
+    with pytest.raises(BudgetSpent):
+        await again.released("train", b"c", 1.0, asked)
+    again.close()
+    third = Noise(promise(train=2), TEXTS, place)
+    assert third.counts["train"] == 2
+    assert (await third.released("train", b"a", 1.0, asked) == told).all()
+    third.close()
+
+
+async def test_what_is_no_number_is_counted_and_not_told() -> None:
+    noise = Noise(promise(), TEXTS)
+    with pytest.raises(FedbptError, match="no finite number"):
+        await noise.released("dev", b"a", 1.0, Asked(np.array([1.0, np.nan])))
+    assert noise.counts["dev"] == 1
+
+
+async def test_every_release_has_a_generator_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The noise that was told says nothing about the next, however well the generator is known."""
+    seeds = iter((1, 1, 2))
+    monkeypatch.setattr("secrets.randbits", lambda bits: next(seeds))
+    noise, asked = Noise(promise(), TEXTS), Asked(np.zeros(4))
+    first, second, third = [await noise.released("train", q, 1.0, asked) for q in (b"a", b"b", b"c")]
+    assert (first == second).all() and (first != third).all()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"unit": "party"},
+        {"epsilon": 8.0},
+        {"delta": 1e-4},
+        {"releases": {"train": 9, "dev": 1, "test": 1}},
+        {"clip_loss": 4.0},
+        {"clip_mean": 0.5},
+    ],
+)
+async def test_releases_of_another_promise_are_not_gone_on_with(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    """More prompts would take more noise in each answer than those had that are there already."""
+    place = tmp_path / "releases.records"
+    noise = Noise(promise(), TEXTS, place)
+    await noise.released("train", b"a", 1.0, Asked(np.ones(3)))
+    noise.close()
+    kept = place.read_bytes()
+    with pytest.raises(ConfigError, match="promised otherwise"):
+        Noise(replace(promise(), **other), TEXTS, place)
+    assert place.read_bytes() == kept
+    Noise(promise(), TEXTS, place).close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +11,29 @@ import pytest
 
 from fedbpt_api import resume
 from fedbpt_api.errors import ConfigError
+from fedbpt_api.federation import plain
+from fedbpt_api.federation.account import Account
+from fedbpt_api.federation.channel import Channel
 from fedbpt_api.federation.envelope import Envelope, opened, seal
+from fedbpt_api.federation.facts import Facts
 from fedbpt_api.federation.noise import Noise
 from fedbpt_api.federation.noisy import ANSWERED, NoisyResponder
-from fedbpt_api.federation.promise import Promise
+from fedbpt_api.federation.promise import PARTS, Part, Promise
+from fedbpt_api.federation.remote import RemoteParty
+from fedbpt_api.prompts.soft import SoftSpace
 from fedbpt_api.prompts.tuned import TunedPrompt
-from fedbpt_api.run import enclosed
+from fedbpt_api.run import enclosed, private
 from fedbpt_api.run.events import Assessed, Event, Noted
 from fedbpt_api.run.opening import open_parties
 from fedbpt_api.run.parties import Keep
-from fedbpt_api.run.private import matched
+from fedbpt_api.run.private import matched, promise_of, released
 from fedbpt_api.run.replay import replay
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner
-from toy import Toys, make_task
+from fedbpt_api.scoring.budget import Budget
+from fedbpt_api.verbalizer import Verbalizer
+from toy import IDS, ToyBackend, Toys, make_task
+from toy_clients import GROUPS, PLAN, WORDS, make_client
 from toy_runs import after_round, make_settings
 
 NOISY: dict[str, object] = {
@@ -53,7 +64,8 @@ async def test_with_hardly_any_noise_a_run_is_as_good_as_without(toys: Toys, tmp
     plain, _ = await run({"privacy.mode": "none", "search.rounds": 3})
     losses = [event.loss for event in judged(events)]
     assert min(losses) < losses[0] - 0.1
-    assert TunedPrompt.load(tmp_path / "run").text == result.prompt.partition("\n--- and ---\n")[0]
+    text = TunedPrompt.load(tmp_path / "run").text
+    assert result.prompt.partition("\n--- and ---\n")[0] in (text, text or "(no prompt)")  # as people read it
     accuracy = {}
     for name, one in (("noise", result), ("plain", plain)):
         assert one.test is not None
@@ -89,9 +101,68 @@ async def test_releases_are_planned_counted_and_told(toys: Toys, monkeypatch: py
     first = next(event.message for event in events if isinstance(event, Noted))
     assert "epsilon 8.00 for training texts" in first
     assert (
-        f"{made[0].promise.spent('dev', count):.2f} for development texts in {count} answers"
+        f"{made[0].promise.spent({'dev': count})[('dev',)]:.2f} for development texts in {count} answers"
         in result.privacy
     )
+
+
+async def test_releases_that_came_to_nothing_are_told_too(
+    toys: Toys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget ends between a third prompt's training and its development texts."""
+    made: list[Noise] = []
+    begin = Noise.__init__
+
+    def noted(self: Noise, *args: object, **kwargs: object) -> None:
+        begin(self, *args, **kwargs)  # type: ignore[arg-type]
+        made.append(self)
+
+    monkeypatch.setattr(Noise, "__init__", noted)
+    prompts = ["Is the mood good or bad?\n", "", "Good or bad?\n"]
+    changes: dict[str, object] = {"prompts": prompts, "budget.scored": 2 * 210 + 130, "search.ensemble": 1}
+    result, events = await run(changes)
+    assert len(judged(events)) == 2
+    counts = {part: max(noise.counts[part] for noise in made) for part in ("train", "dev", "test")}
+    assert counts["train"] > 2 * 2
+    assert f"training texts in {counts['train']} answers" in result.privacy
+    assert f"development texts in {counts['dev']} answers" in result.privacy
+    assert "test texts in 1 answer;" in result.privacy
+
+
+async def nobody(data: bytes) -> bytes:
+    raise AssertionError("nothing is asked")
+
+
+@pytest.mark.parametrize("told", [{}, {"train": 10**9, "dev": 3, "test": 1}])
+def test_no_party_makes_more_of_a_report_than_was_planned(told: dict[Part, int]) -> None:
+    settings = make_settings(TASK, NOISY)
+    account = Account("c", Budget(), released=told)
+    facts = Facts("c", 40, 30, 40, (20, 20), (1, 2), 9, ToyBackend().info, None)
+    party = RemoteParty(Channel(facts, nobody, account, b""))
+    planned = promise_of(settings).releases
+    expected = {part: min(told.get(part, 0), planned[part]) for part in PARTS}
+    assert released(settings, [party]) == expected
+    assert "epsilon" in private.told(settings, 1, expected)
+
+
+async def test_texts_in_two_parts_have_no_part_of_their_own(toys: Toys) -> None:
+    first = TASK.clients[1]
+    more = (first.train[0], first.dev[0])
+    twice = replace(first, dev=(*first.dev, *first.train[:2]), test=(*first.test, *more))
+    task = replace(TASK, clients=(TASK.clients[0], twice, TASK.clients[2]))
+    with pytest.raises(ConfigError, match="client 'client1': 3 texts stand in more than one of train"):
+        await Tuner(make_settings(task, NOISY), task).run()
+    assert toys["toy"].scored == 0
+    party = make_settings(task, NOISY | {"privacy.unit": "party"})  # where they are protected together
+    assert (await Tuner(party, task).run()).test is not None
+
+
+async def test_all_texts_of_a_party_are_told_one_epsilon(toys: Toys) -> None:
+    result, events = await run({"privacy.unit": "party"})
+    first = next(event.message for event in events if isinstance(event, Noted))
+    planned = sum(promise_of(make_settings(TASK, NOISY)).releases.values())
+    assert f"epsilon 8.00 for training, development and test texts together in {planned} answers" in first
+    assert result.privacy.count("test texts together in") == 1 and "for training texts" not in result.privacy
 
 
 async def test_only_questions_with_a_known_sensitivity_are_answered(toys: Toys) -> None:
@@ -99,7 +170,7 @@ async def test_only_questions_with_a_known_sensitivity_are_answered(toys: Toys) 
     client = parties.local[0]
     client.budget.parent = None
     promise = Promise("text", 8.0, 1e-5, {"train": 9, "dev": 9, "test": 1}, 2.0, 3.0, 1.0)
-    party = NoisyResponder(client, Noise(promise, {"train": 40, "dev": 30, "test": 40}), parties.trie.tokens)
+    party = NoisyResponder(client, Noise(promise, {"train": 40, "dev": 30, "test": 40}), 2)
     for kind in ("fit", "fit message", "word sums", "agreement", "proposal", "keys", "weighed", "nonsense"):
         assert kind not in ANSWERED
         answer = opened(await party.answer(seal(Envelope(kind, {"grant": 1000}))))
@@ -107,6 +178,73 @@ async def test_only_questions_with_a_known_sensitivity_are_answered(toys: Toys) 
         assert "not answered with noise" in answer.fields["answer"]["message"]
     assert toys["toy"].requests == 0
     await parties.aclose()
+
+
+THREE = Verbalizer.from_bias(WORDS, ((0,), (1,), (2,)), 1.0, np.array([0.0, 0.0, -1.5]))
+TWO = Verbalizer.from_words(WORDS, GROUPS)
+PICKING = Verbalizer(
+    WORDS, GROUPS, 1.0, np.zeros(2), np.zeros((2, 5)), np.full(5, -2.0), np.full(5, 1e-308), "weighted"
+)
+"""Losses that are NaN where a word's log-probability is above a threshold, and no others."""
+
+
+def asked_of(kind: str, verbalizers: Sequence[Verbalizer]) -> Envelope:
+    """A question in which texts are read by these."""
+    prompt: dict[str, object] = {"ids": [IDS[" good"]]}
+    told = [verbalizer.to_dict() for verbalizer in verbalizers]
+    fields: dict[str, object] = {"grant": 1000}
+    match kind:
+        case "evaluate":
+            fields |= {"prompt": prompt, "verbalizer": told[0], "part": "dev", "repeat": 0}
+        case "test":
+            named = [(f"m{k}", prompt, v) for k, v in enumerate(told)]
+            contestants = [dict(zip(("method", "prompt", "verbalizer"), c, strict=True)) for c in named]
+            fields |= {"contestants": contestants, "common": 0}
+        case "label sums":
+            fields |= {"prompt": prompt, "groups": [list(group) for group in verbalizers[0].groups]}
+        case "rounds":
+            fields |= {
+                "space": plain.of_space(SoftSpace((1,), np.zeros((1, 3), np.float32), 2, 1.0, 0)),
+                "plan": plain.of_plan(PLAN),
+                "reference": {"prompt": prompt, "verbalizer": told[0]},
+            }
+    return Envelope(kind, fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "verbalizers"),
+    [
+        ("evaluate", [PICKING]),
+        ("evaluate", [THREE]),
+        ("test", [TWO, PICKING]),
+        ("test", [TWO, THREE]),
+        ("test", [THREE, TWO]),
+        ("label sums", [THREE]),
+        ("rounds", [PICKING]),
+    ],
+)
+async def test_what_could_fail_for_some_texts_only_is_refused_whatever_they_are(
+    kind: str, verbalizers: Sequence[Verbalizer]
+) -> None:
+    client = await make_client(train=40, dev=30)
+    client.budget.parent = Budget()
+    promise = Promise("text", 8.0, 1e-5, {"train": 9, "dev": 9, "test": 1}, 2.0, 3.0, 1.0)
+    party = NoisyResponder(client, Noise(promise, {"train": 40, "dev": 30, "test": 0}), 2)
+    answer = opened(await party.answer(seal(asked_of(kind, verbalizers))))
+    assert answer.kind == "failed", answer
+    assert "2 labels" in str(answer.fields) or "kind 'weighted'" in str(answer.fields)
+    assert client.budget.spent.scored == 0
+
+
+async def test_losses_that_are_no_number_are_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await make_client(train=40, dev=30)
+
+    def odd(self: Verbalizer, logprobs: object, labels: object, exact: object = None) -> np.ndarray:
+        return np.where(np.arange(30) < 2, np.nan, np.where(np.arange(30) < 5, -7.0, 1.0))
+
+    monkeypatch.setattr(Verbalizer, "losses", odd)
+    sums = await client.evaluate((IDS[" good"],), TWO, "dev", most=2.0)
+    assert sums.loss == 2 * 2.0 + 25 * 1.0
 
 
 async def test_a_run_with_noise_goes_on_with_the_noise_that_was_told(toys: Toys, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
 from fedbpt_api.errors import ConfigError
-from fedbpt_api.federation.promise import Promise, delta_of, epsilon_of, strength
+from fedbpt_api.federation.promise import Part, Promise, delta_of, epsilon_of, strength
 
 
 def promise(epsilon: float = 8.0, delta: float = 1e-5, train: int = 20) -> Promise:
@@ -49,14 +50,30 @@ def test_the_accountant_agrees_with_a_calculation_of_our_own(multiplier: float, 
     assert epsilon_of(multiplier, count, 1e-5) == pytest.approx(root, rel=2e-3)
 
 
-@pytest.mark.parametrize("part", ["train", "dev", "test"])
-def test_a_run_that_makes_all_its_releases_spends_its_epsilon(part: str) -> None:
+def test_a_run_that_makes_all_its_releases_spends_its_epsilon_on_each_part() -> None:
     made = promise()
-    for name, count in made.releases.items():
-        if name == part:
-            assert made.spent(name, count) == pytest.approx(8.0, rel=2e-3)
-            assert made.spent(name, count) <= 8.0 * (1 + 1e-3)
-            assert made.spent(name, 0) == 0.0
+    spent = made.spent(made.releases)
+    assert set(spent) == {("train",), ("dev",), ("test",)}
+    for epsilon in spent.values():
+        assert epsilon == pytest.approx(8.0, rel=2e-3) and epsilon <= 8.0 * (1 + 1e-3)
+    assert set(made.spent({"train": 0, "dev": 4, "test": 0})) == {("dev",)}
+
+
+@pytest.mark.parametrize(("epsilon", "delta"), [(8.0, 1e-5), (1.0, 1e-6)])
+def test_all_texts_of_a_party_have_one_epsilon_over_all_parts(epsilon: float, delta: float) -> None:
+    """Where training, development and test texts change together, Gaussian mechanisms add up in squares.
+
+    The whole of what is released has mu = sqrt(sum of mu_i^2); its delta, by scipy's integral alone.
+    """
+    made = replace(promise(epsilon, delta), unit="party")
+    squares = [count / made.multiplier(part) ** 2 for part, count in made.releases.items()]
+    assert by_integration(epsilon, math.sqrt(sum(squares))) == pytest.approx(delta, rel=1e-3)
+    ((parts, spent),) = made.spent(made.releases).items()
+    assert parts == ("train", "dev", "test") and spent == pytest.approx(epsilon, rel=2e-3)
+    some: dict[Part, int] = {"train": 6, "dev": 3}
+    mu = math.sqrt(9) / made.multiplier("train")
+    root = optimize.brentq(lambda e: by_integration(e, mu) - delta, 1e-3, 60)
+    assert made.spent(some)[parts] == pytest.approx(root, rel=2e-3)
 
 
 def test_more_releases_need_more_noise() -> None:

@@ -139,10 +139,10 @@ async def test_a_party_that_is_started_again_agrees_anew(toys: Toys, monkeypatch
             return await super().__call__(data)
 
     restarted: list[Hidden] = []
-    begin: Callable[[Hidden, Masks], None] = Hidden.__init__
+    begin: Callable[[Hidden, Masks, bytes, Path | None], None] = Hidden.__init__
 
-    def noted(self: Hidden, masks: Masks) -> None:
-        begin(self, masks)
+    def noted(self: Hidden, masks: Masks, about: bytes, place: Path | None) -> None:
+        begin(self, masks, about, place)
         restarted.append(self)
 
     monkeypatch.setattr(Hidden, "__init__", noted)

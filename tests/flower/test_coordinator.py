@@ -5,20 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from pathlib import Path
 
 import pytest
 
 from fedbpt_api.errors import ConfigError, FedbptError, QuorumError
 from fedbpt_api.federation.envelope import Envelope, opened, seal
-from fedbpt_api.federation.hidden import OPEN
-from fedbpt_api.federation.promise import PARTS
 from fedbpt_api.flower.bundle import unpack
 from fedbpt_api.flower.coordinator import coordinate
-from fedbpt_api.run.config import load_settings
-from fedbpt_api.run.private import promise_of
 from fedbpt_api.run.result import RunResult
-from fedbpt_api.scoring.record_file import read_records
 from fedbpt_api.task import Task
 from toy import Toys, make_task
 from toy_grid import Federation, ToyGrid, ToyNode
@@ -335,89 +329,3 @@ async def test_a_party_is_told_no_file_and_no_server(toys: Toys, fed: Federation
         answer = opened(await host.answer(seal(Envelope("task", {**fields, "settings": {}}))))
         assert answer.kind == "failed" and "without the name of a run" in answer.fields["answer"]["message"]
     assert opened(await host.answer(seal(Envelope("facts", {})))).kind == "forgotten"
-
-
-UNPROPOSED = COMMITTEE | {"search.proposals": 0}  # one party's candidate is not told where sums are
-SUMS = UNPROPOSED | {"privacy.mode": "sums"}
-
-
-async def test_sums_of_parties_that_end_and_come_back_are_the_run(toys: Toys, fed: Federation) -> None:
-    """Only masked numbers travel, a party and the coordinator are started again: the same to 1e-6."""
-    task, config = make_task(), fed.write(make_task(), SUMS)
-    here = await run_toy(task, UNPROPOSED)
-    hosts = {100 + k: fed.host(client.name) for k, client in enumerate(task.clients)}
-    nodes = {number: ToyNode(host) for number, host in hosts.items()}
-    loop, moments = asyncio.get_running_loop(), itertools.count(1)
-    lives_of: list[asyncio.Task[RunResult]] = []
-
-    def before(node: int, data: bytes) -> None:
-        moment = next(moments)
-        if moment in (20, 50, 90):
-            nodes[node].host = fed.host(nodes[node].host.name)
-        if moment == 60:
-            loop.call_soon_threadsafe(lives_of[-1].cancel)
-
-    there = None
-    while there is None:
-        lives_of.append(asyncio.create_task(coordinate(ToyGrid(nodes, before), config, fed.run)))
-        with contextlib.suppress(asyncio.CancelledError):
-            there = await lives_of[-1]
-    assert len(lives_of) == 2 and next(moments) > 90
-    assert there.prompt == here.prompt
-    assert [r.best_dev_loss for r in there.rounds] == pytest.approx(
-        [r.best_dev_loss for r in here.rounds], abs=1e-6
-    )
-    pooled = [
-        [(row.method, row.accuracy) for row in result.test.rows if row.client == "*"]
-        for result in (there, here)
-        if result.test is not None
-    ]
-    assert pooled[0] == pooled[1]
-    assert {"masked", "forgotten"} >= {
-        opened(answer).kind
-        for path in fed.run.glob("answers-*.records")
-        for answer in answers_in(path)
-        if opened(answer).kind not in OPEN
-    }
-
-
-def answers_in(path: Path) -> list[bytes]:
-    """What the coordinator keeps of a party's answers."""
-    payloads = read_records(path, "file of answers", 1).payloads
-    return [answer for payload in payloads if (answer := bytes(payload)[16:])]
-
-
-async def test_a_party_takes_part_in_what_it_allows_only(toys: Toys, fed: Federation) -> None:
-    task, config = make_task(), fed.write(make_task(), {"privacy.mode": "sums"})
-    place = fed.folder / "client1" / "node.toml"
-    place.write_text(place.read_text() + '\n[privacy]\nneeds = "gaussian"\n', encoding="utf-8")
-    with pytest.raises(FedbptError, match="client1 cannot take part"):
-        await coordinate(fed.grid(task), config, fed.run)
-    assert toys["toy"].requests == 0
-
-
-async def test_noise_is_drawn_once_whoever_is_started_again(toys: Toys, fed: Federation) -> None:
-    changes: dict[str, object] = {
-        "privacy.mode": "gaussian",
-        "privacy.prompts": 4,
-        "verbalizer.kind": "bias",
-        "search.proposals": 0,
-        "search.rounds": 3,
-    }
-    task = make_task()
-    config, grid, moments = fed.write(task, changes), fed.grid(task), itertools.count(1)
-
-    def before(node: int, data: bytes) -> None:
-        if next(moments) % 7 == 0:
-            grid.members[node].host = fed.host(grid.members[node].host.name)
-
-    grid.before = before
-    result = await coordinate(grid, config, fed.run)
-    assert "Differential privacy" in result.privacy and result.test is not None
-    planned = promise_of(load_settings(config)).releases
-    for client in task.clients:
-        (kept,) = (fed.folder / client.name / "kept").glob("*/releases.records")
-        payloads = [bytes(payload) for payload in read_records(kept, "file of releases", 1).payloads]
-        assert len({payload[:16] for payload in payloads}) == len(payloads)
-        for place, part in enumerate(PARTS):
-            assert 0 < sum(payload[16] == place for payload in payloads) <= planned[part]
