@@ -19,6 +19,7 @@ from fedbpt_api.aggregate import Update
 from fedbpt_api.federation import plain
 from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.envelope import Envelope, seal
+from fedbpt_api.federation.forgotten import Forgotten
 from fedbpt_api.federation.local_search import Plan, Reference
 from fedbpt_api.federation.messages import Broadcast, MessageError, encode_broadcast, encode_update
 from fedbpt_api.federation.noise import Noise, bounded, clipped, whole_counts
@@ -73,6 +74,8 @@ class NoisyResponder(Responder):
         if kind not in ANSWERED:
             raise MessageError(f"{kind!r} is not answered with noise", "set privacy.mode alike on all sides")
         if kind == "label sums":
+            if not self._client.scorer.words:
+                raise Forgotten(f"{self._client.name} was started again")
             groups = [plain.to_ids(group) for group in fields["groups"]]
             if any(not 0 <= column < self._width for group in groups for column in group):
                 raise ValueError("a label's column is none of the words")

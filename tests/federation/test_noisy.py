@@ -236,6 +236,16 @@ async def test_what_could_fail_for_some_texts_only_is_refused_whatever_they_are(
     assert client.budget.spent.scored == 0
 
 
+@pytest.mark.parametrize("kind", ["label sums", "evaluate", "test", "rounds"])
+async def test_a_party_that_knows_no_words_yet_asks_to_be_told(kind: str) -> None:
+    """It was started again; that is no fault of its own."""
+    client = await make_client(train=40, dev=30, words=())
+    client.budget.parent = Budget()
+    promise = Promise("text", 8.0, 1e-5, {"train": 9, "dev": 9, "test": 1}, 2.0, 3.0, 1.0)
+    party = NoisyResponder(client, Noise(promise, {"train": 40, "dev": 30, "test": 0}), 2)
+    assert opened(await party.answer(seal(asked_of(kind, [TWO])))).kind == "forgotten"
+
+
 async def test_losses_that_are_no_number_are_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
     client = await make_client(train=40, dev=30)
 
