@@ -36,6 +36,7 @@ class Channel:
         account: What its questions have cost.
         introduction: What it was told at first, and is again when it has forgotten.
         whole: A question is granted all that it may take, or nothing.
+        apart: Its quota is its own: that it is used up ends no run, as others have theirs.
         words: Ids of the words that it reads from now on.
         rounds: What it knows of search rounds; None where nothing.
     """
@@ -45,6 +46,7 @@ class Channel:
     account: Account
     introduction: bytes
     whole: bool = False
+    apart: bool = False
     words: Ids = ()
     rounds: object = None
     _introduced: bool = True
@@ -133,9 +135,9 @@ class Channel:
             case "forgotten":
                 self._told, self.rounds, self._introduced = (), None, False
                 raise Forgotten(f"{self.facts.name} was started again and does not know what it was told")
-            case "quota":
+            case "quota" if not self.apart:
                 raise QuotaError(str(inner.get("message")), str(inner.get("hint")))
-            case "failed":
+            case "failed" | "quota":
                 raise FedbptError(str(inner.get("message")), str(inner.get("hint")))
         return Envelope(answer.kind, inner, answer.body)
 

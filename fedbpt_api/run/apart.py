@@ -64,6 +64,7 @@ def opener(find: Find) -> PartiesOpener:
                     problems.append(f"{party.name}: its model has another vocabulary")
                 if len(party.facts.labels) > len(task.label_words.labels):
                     problems.append(f"{party.name}: it counts other labels")
+                party.channel.apart = True
                 parties.clients.append(party)
             if problems:
                 raise ConfigError(problems)

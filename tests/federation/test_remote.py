@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedbpt_api.errors import FedbptError, RunFolderError
+from fedbpt_api.errors import FedbptError, QuotaError, RunFolderError
 from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.envelope import Envelope, opened, seal
 from fedbpt_api.federation.exchange import Exchange
@@ -24,6 +24,7 @@ from fedbpt_api.federation.messages import Broadcast, MessageError
 from fedbpt_api.federation.recorded import Records
 from fedbpt_api.federation.remote import RemoteParty
 from fedbpt_api.federation.responder import Responder
+from fedbpt_api.federation.runtime import ask_all
 from fedbpt_api.federation.tally import Contestant
 from fedbpt_api.prompts.written import Job
 from fedbpt_api.run.events import Event, Warned
@@ -296,6 +297,26 @@ async def test_a_proposal_of_other_coordinates_than_are_searched_is_refused() ->
     await party.search(Broadcast(0, np.zeros(2), 1.0), *rounds)
     with pytest.raises(MessageError, match="proposes 4 coordinates, but 2 are searched"):
         await party.proposal()
+
+
+async def test_a_party_whose_quota_is_used_up_is_left_out_like_one_that_failed() -> None:
+    honest = await RemoteParty.reach(Responder(await make_client()).answer, Budget())
+    responder = Responder(await make_client("client1"))
+
+    async def exchange(data: bytes) -> bytes:
+        answer = opened(await responder.answer(data))
+        if answer.kind == "facts":
+            return seal(answer)
+        told = {"message": "the account is empty", "hint": ""}
+        return seal(Envelope("quota", {**answer.fields, "answer": told}))
+
+    poor, words = await RemoteParty.reach(exchange, Budget()), Verbalizer.from_words(WORDS, GROUPS)
+    prompt, poor.channel.apart = await start_ids(), True
+    answers = await ask_all([honest, poor], lambda party: party.evaluate(prompt, words))
+    assert list(answers.got) == ["client0"] and answers.missing == {"client1": "the account is empty"}
+    poor.channel.apart = False  # a party of this process: all share what is used up
+    with pytest.raises(QuotaError, match="the account is empty"):
+        await ask_all([honest, poor], lambda party: party.evaluate(prompt, words))
 
 
 async def test_a_task_that_was_lost_on_its_way_is_told_again() -> None:
