@@ -24,7 +24,7 @@ from fedbpt_api.federation.local_search import Plan, Reference
 from fedbpt_api.federation.messages import Broadcast, MessageError, encode_broadcast, encode_update
 from fedbpt_api.federation.noise import Noise, bounded, clipped, whole_counts
 from fedbpt_api.federation.responder import Act, Responder
-from fedbpt_api.federation.tally import RIVALS, TUNED, Contestant, PairedCounts, Tally
+from fedbpt_api.federation.tally import Contestant, PairedCounts, Tally, rivals_of
 from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.verbalizer import Verbalizer
@@ -150,7 +150,7 @@ class NoisyResponder(Responder):
 
         labels = self._labels
         methods = [*(c.method for c in contestants), "majority"]
-        rivals = [rival for rival in RIVALS if TUNED in methods and rival in methods]
+        rivals = rivals_of(methods)
         told = {"contestants": [plain.of_contestant(c) for c in contestants], "common": common}
         # A text counts once in each table; another in its place moves one count to another cell.
         sensitivity = sqrt(2 * (len(methods) + len(rivals)))

@@ -58,9 +58,10 @@ class Records:
     def go_on(self, names: Collection[str] | None = None) -> None:
         """Write down what these parties, or all, have not answered: the run goes on without that."""
         if self.opened:
-            known = None if names is None or set(names) - set(self._open) else names  # or all as one
-            for name in self._open if known is None else known:
-                self._open[name].go_on()
+            all_of_them = names is None or not set(names) <= set(self._open)  # or all as one
+            for name, party in self._open.items():
+                if all_of_them or name in (names or ()):
+                    party.go_on()
 
     def close(self) -> None:
         for party in self._open.values():

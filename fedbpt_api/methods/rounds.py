@@ -74,8 +74,7 @@ async def _around(run: Searching, centre: Assessment, space: PromptSpace, late: 
         else:
             merged = await search_round(asked, state, aggregator, space, plan, reference, rules, late)
         run.parties.go_on(None)
-        for name in sorted(merged.refused):
-            run.parties.refuse(name, merged.missing[name])
+        run.parties.go_on_without(merged.missing, merged.refused)
         state = merged.state
         shown, ended = run.assessor.best(), merged.spent
         try:
@@ -113,7 +112,5 @@ async def _proposals(run: Searching, merged: Round, most: int) -> list[Floats]:
     turn = [names[(first + i) % len(names)] for i in range(wanted)]
     asked = [client for client in run.parties.clients if client.name in turn]
     answers = await ask_all(asked, lambda client: client.proposal(), run.settings.federation.timeout)
-    run.parties.go_on(answers.missing.keys())
-    for name in sorted(answers.refused):
-        run.parties.refuse(name, answers.missing[name])
+    run.parties.go_on_without(answers.missing, answers.refused)
     return [answers.got[name] for name in turn if name in answers.got]

@@ -286,9 +286,7 @@ class Assessor:
         federation = self.settings.federation
         answers = await ask_all(clients, question, federation.timeout)
         need_quorum(answers, len(clients), federation.quorum)
-        self.parties.go_on(answers.missing.keys())
-        for name in sorted(answers.refused):
-            self.parties.refuse(name, answers.missing[name])
+        self.parties.go_on_without(answers.missing, answers.refused)
         return answers
 
     async def fit(

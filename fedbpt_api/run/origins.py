@@ -212,9 +212,7 @@ async def _written(assessor: Assessor, shown: Sequence[Shown]) -> Mapping[str, S
         )
     except BudgetSpent:
         return None
-    parties.go_on(answers.missing.keys())
-    for name in sorted(answers.refused):
-        parties.refuse(name, answers.missing[name])
+    parties.go_on_without(answers.missing, answers.refused)
     return answers.got
 
 

@@ -105,6 +105,12 @@ class Parties:
         if self._refusals[name] == _MOST_REFUSALS:
             self.leave_out(name, f"it answered what cannot be {_MOST_REFUSALS} times, at last: {why}")
 
+    def go_on_without(self, missing: Mapping[str, str], refused: Collection[str]) -> None:
+        """Go on without these parties' answers, and say which of them answered what cannot be."""
+        self.go_on(missing.keys())
+        for name in sorted(refused):
+            self.refuse(name, missing[name])
+
     def started(self, limit: int | None) -> Started:
         texts = {c.name: (c.n_train, c.n_dev) for c in self.clients}
         return Started(tuple(texts), texts, self.info.model, limit)

@@ -82,15 +82,21 @@ def test_the_more_noise_the_less_is_believed() -> None:
         np.testing.assert_allclose(found.bias, kept * np.array([1.0, -1.0]), atol=1e-12)
 
 
-async def test_releases_are_planned_counted_and_told(toys: Toys, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Noise] = []
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Noise]:
+    """Every party's releases."""
+    found: list[Noise] = []
     begin = Noise.__init__
 
     def noted(self: Noise, *args: object, **kwargs: object) -> None:
         begin(self, *args, **kwargs)  # type: ignore[arg-type]
-        made.append(self)
+        found.append(self)
 
     monkeypatch.setattr(Noise, "__init__", noted)
+    return found
+
+
+async def test_releases_are_planned_counted_and_told(toys: Toys, made: list[Noise]) -> None:
     result, events = await run({"search.rounds": 9})
     count = len(judged(events))
     assert count == 7  # six, and those that answer together
@@ -106,18 +112,8 @@ async def test_releases_are_planned_counted_and_told(toys: Toys, monkeypatch: py
     )
 
 
-async def test_releases_that_came_to_nothing_are_told_too(
-    toys: Toys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_releases_that_came_to_nothing_are_told_too(toys: Toys, made: list[Noise]) -> None:
     """The budget ends between a third prompt's training and its development texts."""
-    made: list[Noise] = []
-    begin = Noise.__init__
-
-    def noted(self: Noise, *args: object, **kwargs: object) -> None:
-        begin(self, *args, **kwargs)  # type: ignore[arg-type]
-        made.append(self)
-
-    monkeypatch.setattr(Noise, "__init__", noted)
     prompts = ["Is the mood good or bad?\n", "", "Good or bad?\n"]
     changes: dict[str, object] = {"prompts": prompts, "budget.scored": 2 * 210 + 130, "search.ensemble": 1}
     result, events = await run(changes)

@@ -46,6 +46,11 @@ def asked(grid: ToyGrid, kind: str) -> int:
     return sum(opened(envelope).kind == kind for data in bundles for envelope in unpack(data))
 
 
+def awake(grid: ToyGrid) -> ToyGrid:
+    """The same parties, none of them frozen."""
+    return ToyGrid({number: ToyNode(node.host) for number, node in grid.members.items()})
+
+
 @pytest.mark.parametrize("changes", [{}, COMMITTEE], ids=["default", "committee"])
 async def test_it_is_the_run_of_one_process(toys: Toys, fed: Federation, changes: dict[str, object]) -> None:
     task = make_task()
@@ -197,8 +202,7 @@ async def test_nobody_answering_stops_the_run_and_it_goes_on_later(toys: Toys, f
     grid.before = before
     with pytest.raises(QuorumError, match="0 of 3 clients answered"):
         await coordinate(grid, config, fed.run)
-    hosts = {number: ToyNode(node.host) for number, node in grid.members.items()}
-    there = await coordinate(ToyGrid(hosts), config, fed.run)
+    there = await coordinate(awake(grid), config, fed.run)
     assert there.prompt == here.prompt and there.test == here.test
 
 
@@ -222,8 +226,7 @@ async def test_a_run_that_too_few_answered_goes_on_though_one_did(
     grid.before = before
     with pytest.raises(QuorumError, match="1 of 3 clients answered"):
         await coordinate(grid, config, fed.run)
-    hosts = {number: ToyNode(node.host) for number, node in grid.members.items()}
-    there = await coordinate(ToyGrid(hosts), config, fed.run)
+    there = await coordinate(awake(grid), config, fed.run)
     assert there.test is not None and here.test is not None and len(there.test.rows) == len(here.test.rows)
     if kind != "fit message":  # there it had gone on without the first of the two, and does so again
         assert there.prompt == here.prompt and there.test == here.test
@@ -252,8 +255,7 @@ async def test_a_test_that_nobody_answers_is_asked_for_again(toys: Toys, fed: Fe
     grid.before = before
     with pytest.raises(QuorumError, match="nobody has answered the test"):
         await coordinate(grid, config, fed.run)
-    hosts = {number: ToyNode(node.host) for number, node in grid.members.items()}
-    there = await coordinate(ToyGrid(hosts), config, fed.run)
+    there = await coordinate(awake(grid), config, fed.run)
     assert there.prompt == here.prompt and there.test == here.test
 
 
