@@ -18,6 +18,8 @@ from fedbpt_api.run.node import load_node, open_task
 from fedbpt_api.task import Task
 from toy_runs import write_config
 
+_SILENT = 3  # looks that find nothing, before time jumps
+
 
 @dataclass
 class ToyNode:
@@ -40,16 +42,30 @@ class ToyNode:
 
 @dataclass
 class ToyGrid:
-    """`flower.post.Grid` over nodes; made inside the event loop that the hosts work in."""
+    """`flower.post.Grid` over nodes; made inside the event loop that the hosts work in.
+
+    Deadlines pass when there is nothing but silence to wait for, however slow the machine: after some looks
+    that find no answer the loop's time jumps.
+
+    Attributes:
+        members: Nodes by number.
+        before: Called with a node's number and a bundle, before that is sent.
+        jump: Seconds by which time jumps; 0 lets it be.
+    """
 
     members: dict[int, ToyNode]
     before: Callable[[int, bytes], None] = lambda node, data: None
+    jump: float = 0.0
     sent: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     answered: dict[str, bytes | None] = field(default_factory=dict)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._silent = 0
+        self._jumped = 0.0
+        time = self._loop.time
+        self._loop.time = lambda: time() + self._jumped  # type: ignore[method-assign]
 
     def nodes(self) -> Sequence[int]:
         return [number for number, node in self.members.items() if not node.gone]
@@ -73,6 +89,10 @@ class ToyGrid:
             elif data and not node.frozen:
                 work = asyncio.run_coroutine_threadsafe(self._answer(node, data), self._loop)
                 found[name] = work.result()
+        self._silent = 0 if found else self._silent + 1
+        if self._silent == _SILENT:
+            self._silent = 0
+            self._jumped += self.jump
         return found
 
     async def _answer(self, node: ToyNode, data: bytes) -> bytes:
@@ -113,7 +133,7 @@ class Federation:
         self.hosts.append(Host(node.name, lambda told: open_task(node, told)))
         return self.hosts[-1]
 
-    def grid(self, task: Task) -> ToyGrid:
+    def grid(self, task: Task, jump: float = 0.0) -> ToyGrid:
         """A grid of all of a task's clients."""
         hosts = [self.host(client.name) for client in task.clients]
-        return ToyGrid({100 + number: ToyNode(host) for number, host in enumerate(hosts)})
+        return ToyGrid({100 + number: ToyNode(host) for number, host in enumerate(hosts)}, jump=jump)

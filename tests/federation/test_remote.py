@@ -345,8 +345,8 @@ async def test_what_a_party_may_be_spending_yet_is_granted_to_nobody_else() -> N
             await slow.wait()
         return await first.answer(data)
 
-    parties = [await RemoteParty.reach(late, run, deadline=0.2)]
-    parties.append(await RemoteParty.reach(second.answer, run, deadline=0.2))
+    parties = [await RemoteParty.reach(late, run, deadline=1)]
+    parties.append(await RemoteParty.reach(second.answer, run))
     with pytest.raises(TimeoutError):
         await parties[0].fit(await start_ids(), GROUPS)  # 12 texts
     assert run.left() == 8
@@ -372,7 +372,7 @@ async def test_a_fit_that_was_forgotten_is_begun_again_within_the_deadline() -> 
             responder._fits.clear()
         return await responder.answer(data)
 
-    party = await RemoteParty.reach(exchange, Budget(), deadline=0.5)
+    party = await RemoteParty.reach(exchange, Budget(), deadline=1)
     fit = await party.fit(await start_ids(), GROUPS)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(30):
