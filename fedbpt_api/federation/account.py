@@ -31,11 +31,19 @@ class Account:
     released: dict[Part, int] = field(default_factory=dict)
     _spent: dict[str, list[dict[str, int]]] = field(default_factory=dict)  # as told, each time it was started
 
-    def count(self, told: object) -> None:
+    def count(self, told: object, granted: int, longest: int) -> None:
         """Take what an answer cost off the budgets: the search's, and the test's.
 
         A party tells all that it has spent since it was started, so an answer that was lost is counted with
         the next one.
+
+        Args:
+            told: What it tells.
+            granted: Scored examples that it was granted in all for the search, until now.
+            longest: Tokens that one of them may have.
+
+        Raises:
+            MessageError: That is none, or more than it may have spent; then nothing is counted.
         """
         try:
             if not isinstance(told, dict):
@@ -53,12 +61,18 @@ class Account:
             self.released[part] = max(count, self.released.get(part, 0))
         known = self._spent.get(life, [dict.fromkeys(one, 0) for one in both])
         search, test = (
-            {key: max(0, now[key] - before[key]) for key in now}
-            for now, before in zip(both, known, strict=True)
+            {key: max(0, now[key] - then[key]) for key in now} for now, then in zip(both, known, strict=True)
         )
+        before = self.budget.spent
+        scored, tokens = before.scored + search["scored"], before.prompt_tokens + search["prompt_tokens"]
+        if scored > granted or tokens > granted * longest:
+            raise MessageError(
+                f"{self.name} tells of {scored:,} scored examples and {tokens:,} tokens, "
+                f"but was granted {granted:,} of at most {longest:,} each"
+            )
         self._spent[life] = [
-            {key: before[key] + more[key] for key in before}
-            for before, more in zip(known, (search, test), strict=True)
+            {key: then[key] + more[key] for key in then}
+            for then, more in zip(known, (search, test), strict=True)
         ]
         if any(test.values()):
             self.tested = self.tested or Budget()

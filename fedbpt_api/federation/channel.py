@@ -36,7 +36,7 @@ class Channel:
         account: What its questions have cost.
         introduction: What it was told at first, and is again when it has forgotten.
         whole: A question is granted all that it may take, or nothing.
-        apart: Its quota is its own: that it is used up ends no run, as others have theirs.
+        apart: It is somebody else's: its quota that is used up, or its user who stops it, ends no run.
         words: Ids of the words that it reads from now on.
         rounds: What it knows of search rounds; None where nothing.
     """
@@ -52,6 +52,7 @@ class Channel:
     _introduced: bool = True
     _told: Ids = ()  # words that the party knows
     _asked: int = 0
+    _granted_in_all: int = 0
     _granted_to: dict[int, Usage] = field(default_factory=dict)  # to questions that are not answered yet
 
     def __post_init__(self) -> None:
@@ -110,6 +111,7 @@ class Channel:
         data = seal(Envelope(kind, fields | {"grant": granted.scored}, body))
         self._run.reserve(granted)
         self._asked += 1
+        self._granted_in_all += granted.scored
         number, self._granted_to[self._asked] = self._asked, granted
         try:
             answer = opened(await self._patience(data))
@@ -120,16 +122,26 @@ class Channel:
             raise
         try:
             if answer.kind not in ("forgotten", "failed") or "spent" in answer.fields:
-                self.account.count(answer.fields.get("spent"))
+                spent, longest = answer.fields.get("spent"), self.facts.info.context
+                self.account.count(spent, self._granted_in_all, longest)
         finally:  # a party answers in order, so it is done with all that it was asked before
             for done in [one for one in self._granted_to if one <= number]:
                 self._run.settle(self._granted_to.pop(done), Usage())
         inner = answer.fields.get("answer")
         if not isinstance(inner, dict):
             raise MessageError(f"{self.facts.name} answers {kind!r} with something else")
+        own = inner.get("own") is True
+        ended = inner.get("spent") is True or (answer.kind == "spent" and not own)
+        if self.apart and ended and granted.scored >= need:
+            raise FedbptError(  # which would end the run for all
+                f"{self.facts.name} says that the run's budget is spent, but was granted all that it needs",
+                "has it lost the folder that keeps its scores?",
+            )
         match answer.kind:
             case "spent":
-                raise BudgetSpent(str(inner.get("cap")), inner.get("own") is True)
+                raise BudgetSpent(str(inner.get("cap")), own)
+            case "stopped" if self.apart:
+                raise FedbptError(f"{self.facts.name} was stopped")
             case "stopped":
                 raise Stopped
             case "forgotten":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,11 @@ class TunedPrompt:
 def write_json(path: Path, data: object) -> None:
     """Write indented JSON to `path` atomically."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    text = orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    with temporary.open("wb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # its name must not be on disk before what it holds
     temporary.replace(path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedbpt_api.errors import FedbptError, QuotaError, RunFolderError
+from fedbpt_api.errors import FedbptError, RunFolderError
 from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.envelope import Envelope, opened, seal
 from fedbpt_api.federation.exchange import Exchange
@@ -24,12 +24,12 @@ from fedbpt_api.federation.messages import Broadcast, MessageError
 from fedbpt_api.federation.recorded import Records
 from fedbpt_api.federation.remote import RemoteParty
 from fedbpt_api.federation.responder import Responder
-from fedbpt_api.federation.runtime import ask_all
 from fedbpt_api.federation.tally import Contestant
 from fedbpt_api.prompts.written import Job
 from fedbpt_api.run.events import Event, Warned
 from fedbpt_api.run.result import RunResult
-from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
+from fedbpt_api.scoring.backend import Usage
+from fedbpt_api.scoring.budget import Budget, Limits
 from fedbpt_api.task import Task
 from fedbpt_api.verbalizer import Verbalizer, encode
 from fedbpt_api.verbalizer.messages import AskSums
@@ -194,6 +194,12 @@ async def lying(change: Callable[[dict[str, Any]], None], kind: str) -> RemotePa
     return await RemoteParty.reach(exchange, Budget(Limits(scored=1000)))
 
 
+def told(**counts: int) -> dict[str, object]:
+    """What a party says that it has spent, with these on the search."""
+    nothing = dict.fromkeys((*asdict(Usage()), "duplicates", "stored"), 0)
+    return {"life": "x", "search": nothing | counts, "test": nothing}
+
+
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
@@ -207,6 +213,11 @@ async def lying(change: Callable[[dict[str, Any]], None], kind: str) -> RemotePa
         ({"answer": [1]}, "with something else"),
         ({"spent": []}, "what it has spent: it is missing"),
         ({"spent": {"life": "x", "search": {}, "test": {}}}, "what it has spent"),
+        ({"spent": told(scored=9)}, "9 scored examples and 0 tokens, but was granted 8"),
+        (
+            {"spent": told(scored=8, prompt_tokens=10**6)},
+            "1,000,000 tokens, but was granted 8 of",
+        ),
     ],
 )
 async def test_sums_that_cannot_be_are_refused(changed: dict[str, Any], problem: str) -> None:
@@ -299,66 +310,6 @@ async def test_a_proposal_of_other_coordinates_than_are_searched_is_refused() ->
         await party.proposal()
 
 
-async def test_a_party_whose_quota_is_used_up_is_left_out_like_one_that_failed() -> None:
-    honest = await RemoteParty.reach(Responder(await make_client()).answer, Budget())
-    responder = Responder(await make_client("client1"))
-
-    async def exchange(data: bytes) -> bytes:
-        answer = opened(await responder.answer(data))
-        if answer.kind == "facts":
-            return seal(answer)
-        told = {"message": "the account is empty", "hint": ""}
-        return seal(Envelope("quota", {**answer.fields, "answer": told}))
-
-    poor, words = await RemoteParty.reach(exchange, Budget()), Verbalizer.from_words(WORDS, GROUPS)
-    prompt, poor.channel.apart = await start_ids(), True
-    answers = await ask_all([honest, poor], lambda party: party.evaluate(prompt, words))
-    assert list(answers.got) == ["client0"] and answers.missing == {"client1": "the account is empty"}
-    poor.channel.apart = False  # a party of this process: all share what is used up
-    with pytest.raises(QuotaError, match="the account is empty"):
-        await ask_all([honest, poor], lambda party: party.evaluate(prompt, words))
-
-
-async def test_a_task_that_was_lost_on_its_way_is_told_again() -> None:
-    responder, told = Responder(await make_client()), list[bytes]()
-
-    async def exchange(data: bytes) -> bytes:
-        told.append(data)
-        if len(told) == 1:
-            await asyncio.Event().wait()
-        return await responder.answer(data)
-
-    party = await RemoteParty.reach(exchange, Budget(), deadline=1)
-    assert party.name == "client0" and told == [told[0]] * 2
-
-
-async def test_what_a_party_may_be_spending_yet_is_granted_to_nobody_else() -> None:
-    """It did not answer in time, and is at it still; it is done with that when it answers something else."""
-    run, slow = Budget(Limits(scored=20)), asyncio.Event()
-    clients = [await make_client(), await make_client("client1")]
-    for client in clients:
-        client.budget.parent = Budget()
-    first, second = map(Responder, clients)
-
-    async def late(data: bytes) -> bytes:
-        if opened(data).kind == "fit":
-            await slow.wait()
-        return await first.answer(data)
-
-    parties = [await RemoteParty.reach(late, run, deadline=1)]
-    parties.append(await RemoteParty.reach(second.answer, run))
-    with pytest.raises(TimeoutError):
-        await parties[0].fit(await start_ids(), GROUPS)  # 12 texts
-    assert run.left() == 8
-    words = Verbalizer.from_words(WORDS, GROUPS)
-    await parties[1].evaluate(await start_ids(), words)  # 8 texts
-    with pytest.raises(BudgetSpent):
-        await parties[1].evaluate((*await start_ids(), 2), words)
-    with pytest.raises(BudgetSpent):
-        await parties[0].word_sums(await start_ids())
-    assert run.left() == 12
-
-
 async def test_a_fit_that_was_forgotten_is_begun_again_within_the_deadline() -> None:
     responder, gone = Responder(await make_client()), False
 
@@ -378,56 +329,6 @@ async def test_a_fit_that_was_forgotten_is_begun_again_within_the_deadline() -> 
         async with asyncio.timeout(30):
             await fit.answer(encode(AskSums(np.arange(1), np.zeros((1, 3)))))
     assert gone
-
-
-async def test_a_party_that_has_become_another_is_refused_for_good() -> None:
-    responder, lives = Responder(await make_client()), 0
-
-    async def exchange(data: bytes) -> bytes:
-        nonlocal lives
-        answer = opened(await responder.answer(data))
-        fields = dict(answer.fields)
-        if answer.kind == "facts":
-            lives += 1
-            fields["answer"] = {**fields["answer"], "fingerprint": str(lives > 1)}
-        elif lives == 1:
-            return seal(Envelope("forgotten", {"answer": {}}))
-        return seal(Envelope(answer.kind, fields, answer.body))
-
-    party = await RemoteParty.reach(exchange, Budget())
-    for _ in range(3):
-        with pytest.raises(MessageError, match="come back with other texts, or another model"):
-            await party.word_sums(await start_ids())
-    assert lives == 4
-
-
-async def test_a_party_that_was_not_told_its_words_is_told_them_again() -> None:
-    responder, lost = Responder(await make_client()), ["words"]
-
-    async def exchange(data: bytes) -> bytes:
-        if opened(data).kind in lost:
-            lost.clear()
-            raise FedbptError("lost")
-        return await responder.answer(data)
-
-    party = await RemoteParty.reach(exchange, Budget())
-    party.use_words((*WORDS, 9))
-    with pytest.raises(FedbptError, match="lost"):
-        await party.word_sums(await start_ids())
-    await party.word_sums(await start_ids())
-    assert responder._client.scorer.words == (*WORDS, 9)
-
-
-async def test_what_is_granted_is_never_exceeded() -> None:
-    client = await make_client()
-    client.budget.parent = Budget()
-    run = Budget(Limits(scored=11))
-    party = await RemoteParty.reach(Responder(client).answer, run)
-    with pytest.raises(BudgetSpent) as end:
-        await party.fit(await start_ids(), GROUPS)  # 12 texts
-    assert not end.value.own and run.spent.scored == 0
-    await party.evaluate(await start_ids(), Verbalizer.from_words(WORDS, GROUPS))
-    assert run.spent.scored == party.budget.spent.scored == 8 and run.left() == 3
 
 
 async def test_a_party_that_lies_in_fits_is_left_out_of_three_and_then_of_the_run(toys: Toys) -> None:
