@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from fedbpt_api.flower.loopback import HOST, Loopback, free_port
+from fedbpt_api.flower.certificates import HOST, free_port
+from fedbpt_api.flower.loopback import Loopback
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 _STUB = '''"""The toy model of the tests as a backend that takes its time, and writes down what it answers."""

@@ -46,7 +46,7 @@ class Tap:
 
     Args:
         port: The server's.
-        files: Folder with the certificates of `loopback.certify`, to end TLS here and begin it anew; None
+        files: Folder with the certificates of `certificates.certify`, to end TLS here and begin it anew; None
             passes bytes as they are.
 
     Attributes:

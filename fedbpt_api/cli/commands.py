@@ -198,7 +198,7 @@ for _command in _COMMANDS:
 cache_app.command("list")(_exits(cache.list_))
 for _command in _CACHE_COMMANDS:
     cache_app.command()(_exits(_command))
-for _command in (flower.init, flower.node, flower.demo):
+for _command in (flower.init, flower.link, flower.node, flower.demo):
     flower_app.command()(_exits(_command))
 
 

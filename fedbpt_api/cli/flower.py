@@ -37,6 +37,28 @@ def init(
     )
 
 
+def link(
+    folder: Annotated[
+        Path, typer.Argument(help="Where the SuperLink's state and keys' list are; made at first.")
+    ],
+    certificate: Annotated[
+        Path, typer.Option(help="For parties: a PEM file, with what is between it and its root.")
+    ],
+    key: Annotated[Path, typer.Option(help="The certificate's private key, a PEM file.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """Be the coordinator's SuperLink, until Ctrl-C: nodes are let in, commands are for this machine only."""
+    _need_flower()
+    from fedbpt_api.flower.link import run_link
+
+    asyncio.run(
+        run_link(
+            folder, host, port, certificate, key, lambda line: err.print(line, markup=False, soft_wrap=True)
+        )
+    )
+
+
 def node(
     config: Annotated[Path, typer.Argument(help="The party's own settings, a TOML file.")],
     superlink: Annotated[str | None, typer.Option(help="HOST:PORT of the coordinator's SuperLink.")] = None,

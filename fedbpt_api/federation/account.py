@@ -11,6 +11,7 @@ from fedbpt_api.federation.promise import PARTS, Part
 from fedbpt_api.scoring.backend import Usage
 from fedbpt_api.scoring.budget import Budget
 
+_MOST: Final = 2  # times what was granted: requests that failed, and were made again, cost twice
 _USAGE: Final = tuple(part.name for part in fields(Usage))
 
 
@@ -31,7 +32,7 @@ class Account:
     released: dict[Part, int] = field(default_factory=dict)
     _spent: dict[str, list[dict[str, int]]] = field(default_factory=dict)  # as told, each time it was started
 
-    def count(self, told: object, granted: int, longest: int) -> None:
+    def count(self, told: object, granted: int | None, longest: int) -> None:
         """Take what an answer cost off the budgets: the search's, and the test's.
 
         A party tells all that it has spent since it was started, so an answer that was lost is counted with
@@ -39,7 +40,7 @@ class Account:
 
         Args:
             told: What it tells.
-            granted: Scored examples that it was granted in all for the search, until now.
+            granted: Scored examples that it was granted in all for the search, until now; None believes it.
             longest: Tokens that one of them may have.
 
         Raises:
@@ -65,7 +66,7 @@ class Account:
         )
         before = self.budget.spent
         scored, tokens = before.scored + search["scored"], before.prompt_tokens + search["prompt_tokens"]
-        if scored > granted or tokens > granted * longest:
+        if granted is not None and (scored > _MOST * granted or tokens > _MOST * granted * longest):
             raise MessageError(
                 f"{self.name} tells of {scored:,} scored examples and {tokens:,} tokens, "
                 f"but was granted {granted:,} of at most {longest:,} each"

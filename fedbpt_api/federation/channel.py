@@ -107,12 +107,12 @@ class Channel:
 
     async def _put(self, kind: str, fields: dict[str, Any], need: int, body: bytes) -> Envelope:
         """Put a question, and count what its answer cost."""
-        granted = Usage(scored=self._granted(need))
-        data = seal(Envelope(kind, fields | {"grant": granted.scored}, body))
-        self._run.reserve(granted)
+        grant = Usage(scored=self._granted(need))
+        data = seal(Envelope(kind, fields | {"grant": grant.scored}, body))
+        self._run.reserve(grant)
         self._asked += 1
-        self._granted_in_all += granted.scored
-        number, self._granted_to[self._asked] = self._asked, granted
+        self._granted_in_all += grant.scored
+        number, self._granted_to[self._asked] = self._asked, grant
         try:
             answer = opened(await self._patience(data))
         except (TimeoutError, asyncio.CancelledError):
@@ -122,8 +122,8 @@ class Channel:
             raise
         try:
             if answer.kind not in ("forgotten", "failed") or "spent" in answer.fields:
-                spent, longest = answer.fields.get("spent"), self.facts.info.context
-                self.account.count(spent, self._granted_in_all, longest)
+                granted = self._granted_in_all if self.apart else None
+                self.account.count(answer.fields.get("spent"), granted, self.facts.info.context)
         finally:  # a party answers in order, so it is done with all that it was asked before
             for done in [one for one in self._granted_to if one <= number]:
                 self._run.settle(self._granted_to.pop(done), Usage())
@@ -132,7 +132,7 @@ class Channel:
             raise MessageError(f"{self.facts.name} answers {kind!r} with something else")
         own = inner.get("own") is True
         ended = inner.get("spent") is True or (answer.kind == "spent" and not own)
-        if self.apart and ended and granted.scored >= need:
+        if self.apart and ended and grant.scored >= need:
             raise FedbptError(  # which would end the run for all
                 f"{self.facts.name} says that the run's budget is spent, but was granted all that it needs",
                 "has it lost the folder that keeps its scores?",

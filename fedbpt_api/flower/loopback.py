@@ -6,13 +6,10 @@ For the demo and the tests; on real hosts each organisation starts its own part 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import ipaddress
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,16 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 from fedbpt_api.errors import FedbptError
+from fedbpt_api.flower.certificates import CERTIFICATES, HOST, certify, free_port, keys
+from fedbpt_api.flower.link import NAME
 from fedbpt_api.flower.switches import program_of, quiet
 
-HOST: Final = "127.0.0.1"
-_NAME: Final = "loopback"  # of the connection in Flower's configuration
 _WAIT: Final = 60.0  # seconds for a process to be ready
 _GRACE: Final = 5.0  # seconds for a process to end when asked to
 
@@ -68,26 +60,17 @@ class Loopback:
         return f"{HOST}:{self.port}"
 
     def link(self) -> None:
-        """Start the SuperLink, on a port of its own, or again on the one it had; its state is on disk."""
+        """Start the SuperLink behind its gate, on a port of its own, or again on the one it had."""
         self.port = self.port or free_port()
-        options = {"host": HOST, "port": self.port, "database": self.folder / "superlink.db", **self._tls()}
-        self.start("superlink", "flower-superlink", "--enable-supernode-auth", *given(options))
+        files = {part: self.folder / name for part, name in CERTIFICATES.items()}
+        options = {"host": HOST, "port": self.port, "certificate": files["certificate"], "key": files["key"]}
+        self.start("superlink", "fedbpt", "flower", "link", str(self.folder), *given(options))
         self.until_open("superlink", self.port)
-        home = self.folder / "flwr"
-        home.mkdir(exist_ok=True)
-        lines = [
-            "[superlink]",
-            f'default = "{_NAME}"',
-            f"[superlink.{_NAME}]",
-            f'address = "{self.address}"',
-            f'root-certificates = "{self.authority}"',
-        ]
-        (home / "config.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def register(self, name: str) -> Path:
         """Make a key for a node and put it on the SuperLink's list; where its private part is."""
         private, public = keys(self.folder, name)
-        self.flwr("supernode", "register", str(public), _NAME)
+        self.flwr("supernode", "register", str(public), NAME)
         return private
 
     def node(self, name: str, private: Path, config: Mapping[str, str]) -> None:
@@ -122,7 +105,7 @@ class Loopback:
             LoopbackError: It could not be started.
         """
         changed = " ".join(f"{key}={value}" for key, value in (config or {}).items())
-        command = [program_of("flwr"), "run", str(app), _NAME, "--stream"]
+        command = [program_of("flwr"), "run", str(app), NAME, "--stream"]
         command += ["--run-config", changed] if changed else []
         with subprocess.Popen(
             command, env=self._environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -218,91 +201,12 @@ class Loopback:
         return {"host": HOST, "port": free_port(), **self._tls()}
 
     def _environment(self) -> dict[str, str]:
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        return quiet({**os.environ, **self.environment, "PATH": path, "FLWR_HOME": str(self.folder / "flwr")})
-
-
-CERTIFICATES: Final = {"ca": "ca.pem", "certificate": "server.pem", "key": "server.key"}
+        return quiet({**os.environ, **self.environment, "FLWR_HOME": str(self.folder / "flwr")})
 
 
 def given(options: Mapping[str, object]) -> list[str]:
     """Options as words of a command."""
     return [word for key, value in options.items() for word in (f"--{key}", str(value))]
-
-
-def certify(folder: Path) -> None:
-    """A certificate authority of this folder's own, and a certificate for 127.0.0.1, valid for a week."""
-    if all((folder / name).exists() for name in CERTIFICATES.values()):
-        return
-    authority, server = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedbpt demo authority")])
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(HOST))]
-    usage = dict.fromkeys(
-        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only",
-         "decipher_only"),
-        False,
-    )  # fmt: skip
-    signing = x509.KeyUsage(digital_signature=True, key_cert_sign=True, crl_sign=True, **usage)
-    own = x509.SubjectKeyIdentifier.from_public_key(authority.public_key())
-    root = (
-        _certificate(issuer, issuer, authority)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(signing, critical=True)
-        .add_extension(own, critical=False)
-        .sign(authority, hashes.SHA256())
-    )
-    leaf = (
-        _certificate(subject, issuer, server)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own), critical=False)
-        .sign(authority, hashes.SHA256())
-    )
-    plain = serialization.NoEncryption()
-    key = server.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-    (folder / CERTIFICATES["ca"]).write_bytes(root.public_bytes(serialization.Encoding.PEM))
-    (folder / CERTIFICATES["certificate"]).write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
-    _secret(folder / CERTIFICATES["key"], key)
-
-
-def keys(folder: Path, name: str) -> tuple[Path, Path]:
-    """A node's new pair of keys, as Flower reads them: the files of the private and the public one."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    encoding, plain = serialization.Encoding, serialization.NoEncryption()
-    private, public = folder / f"{name}.key", folder / f"{name}.pub"
-    _secret(private, key.private_bytes(encoding.PEM, serialization.PrivateFormat.OpenSSH, plain))
-    public.write_bytes(key.public_key().public_bytes(encoding.OpenSSH, serialization.PublicFormat.OpenSSH))
-    return private, public
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
-) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=7))
-    )
-
-
-def _secret(path: Path, data: bytes) -> None:
-    """Write a file that only its owner may read."""
-    path.touch(mode=0o600)
-    path.write_bytes(data)
 
 
 def _signal(process: subprocess.Popen[bytes], how: signal.Signals) -> None:

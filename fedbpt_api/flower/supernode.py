@@ -15,7 +15,7 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -37,8 +37,11 @@ async def keep(
     ended: asyncio.Event,
     tell: Callable[[str], None],
     pause: float = PAUSE,
+    *,
+    what: str = "SuperNode",
+    environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Keep a SuperNode running until `ended`.
+    """Keep a SuperNode, or a SuperLink, running until `ended`.
 
     Args:
         command: What starts it.
@@ -46,21 +49,23 @@ async def keep(
         ended: Set when it is to end.
         tell: Called with lines for people.
         pause: Seconds until it is started again.
+        what: What it is.
+        environment: Its environment, if that is not this process's.
 
     Raises:
         FedbptError: It cannot be started, or ended ten times in a row within a minute.
     """
     clock, failures = asyncio.get_running_loop().time, 0
-    with _place(file, tell) as place:
+    with _place(file, tell, what) as place:
         while True:
             begun = clock()
-            status = await _once(command, place, ended, tell)
+            status = await _once(command, place, ended, tell, what, quiet(environment))
             if status is None:
                 return
             failures = 1 if clock() - begun > _STEADY else failures + 1
             if failures == _STARTS:
-                raise FedbptError(f"the SuperNode has ended with status {status}", "see what it printed")
-            tell(f"its SuperNode has ended with status {status}; it is started again in {pause:g} s")
+                raise FedbptError(f"the {what} has ended with status {status}", "see what it printed")
+            tell(f"its {what} has ended with status {status}; it is started again in {pause:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), pause)
             if ended.is_set():
@@ -68,13 +73,18 @@ async def keep(
 
 
 async def _once(
-    command: Sequence[str], place: int, ended: asyncio.Event, tell: Callable[[str], None]
+    command: Sequence[str],
+    place: int,
+    ended: asyncio.Event,
+    tell: Callable[[str], None],
+    what: str,
+    environment: Mapping[str, str],
 ) -> int | None:
     """Run it; its status when it has ended by itself, or had to be ended."""
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
-            env=quiet(),
+            env=environment,
             start_new_session=True,
             pass_fds=(place,),
             stdout=asyncio.subprocess.PIPE,
@@ -85,7 +95,7 @@ async def _once(
             f"{command[0]} cannot be started: {error}", 'pip install "fedbpt-api[flower]"'
         ) from error
     os.pwrite(place, f"{process.pid:<20}".encode(), 0)
-    tell(f"its SuperNode has started (process {process.pid})")
+    tell(f"its {what} has started (process {process.pid})")
     assert process.stdout is not None
     listen, stop = asyncio.ensure_future(_heard(process.stdout)), asyncio.ensure_future(ended.wait())
     try:
@@ -119,15 +129,15 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 @contextlib.contextmanager
-def _place(file: Path, tell: Callable[[str], None]) -> Iterator[int]:
-    """The file, locked, to hand on to the SuperNode; one that an earlier process left is ended first."""
+def _place(file: Path, tell: Callable[[str], None], what: str) -> Iterator[int]:
+    """The file, locked, to hand on to the process; one that an earlier process left is ended first."""
     place = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             left = int(os.pread(place, 20, 0))
-            tell(f"a SuperNode that was left over is ended (process {left})")
+            tell(f"a {what} that was left over is ended (process {left})")
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(left, signal.SIGKILL)
             fcntl.flock(place, fcntl.LOCK_EX)

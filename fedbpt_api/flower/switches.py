@@ -22,8 +22,10 @@ QUIET: Final = {
 
 
 def quiet(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """An environment in which Flower is quiet: `environment`, or this process's own, and `QUIET`."""
-    return {**QUIET, **(os.environ if environment is None else environment)}
+    """This process's environment, or another, in which Flower is quiet and finds its programs."""
+    own = os.environ if environment is None else environment
+    path = os.pathsep.join([str(Path(sys.executable).parent), own.get("PATH", "")])
+    return {**QUIET, **own, "PATH": path}
 
 
 def program_of(name: str) -> str:

@@ -220,7 +220,11 @@ class Parties:
             client.budget.start(standing=standing)
         for place, journal in enumerate(self.journals):
             client = self.clients[min(place, len(self.clients) - 1)]
-            client.budget.settle(Usage(), journal.past.paid if journal.counted else journal.past.lost)
+            paid = journal.past.paid if journal.counted else journal.past.lost
+            client.budget.settle(Usage(), paid())
+            if isinstance(client, Client) and (tested := paid(test=True)) != Usage():
+                client.tested = Budget(price=client.budget.price)
+                client.tested.settle(Usage(), tested)
 
 
 @dataclass(frozen=True, slots=True)

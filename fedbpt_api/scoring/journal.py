@@ -4,7 +4,8 @@ One file a client (`record_file`). A record's payload is a head (kind, pairs n, 
 the run began, usage), one 16-byte key a pair, and the values. Named words are stored as float32, exactly as
 the run uses them (above 0: a bound, with its sign turned); a list of probable words as token ids (i32) and
 log-probabilities (float32). All numbers are little-endian. A request that failed after it had cost something
-leaves a record without pairs; answers from the shared store (`store`) are a record that cost nothing.
+leaves a record without pairs; answers from the shared store (`store`) are a record that cost nothing. Since
+version 2 the kind says too whether it was the test's.
 
 A key says which pair (prompt, text) with which question a value belongs to. It is a hash keyed by the
 client's whole data, so no text can be read from it, or guessed without the other texts. The values are the
@@ -35,10 +36,11 @@ from fedbpt_api.scoring.record_file import Contents, RecordFile, read_records
 from fedbpt_api.task import Example
 
 FORMAT: Final = "fedbpt-journal"
-VERSION: Final = 1
+VERSION: Final = 2
 _KEY = 16  # bytes
 _HEAD = struct.Struct("<BIIdIIII")  # kind, pairs, values a pair, seconds, and the usage's four numbers
 _NAMED, _LISTS, _COST = 0, 1, 2
+_TEST = 4  # added to the kind
 
 Row = npt.NDArray[np.float32]
 Answer = Row | dict[int, float]
@@ -106,17 +108,16 @@ class Past:
     @property
     def scored(self) -> int:
         """Scored examples that the answers cost."""
-        return self.paid.scored
+        return (self.paid() + self.paid(test=True)).scored
 
-    @property
-    def paid(self) -> Usage:
-        """What all requests cost, those that failed too."""
-        return sum((head.usage for head in self._heads), Usage())
+    def paid(self, *, test: bool = False) -> Usage:
+        """What all requests of the search, or of the test, cost, those that failed too."""
+        return sum((head.usage for head in self._heads if head.test == test), Usage())
 
-    @property
-    def lost(self) -> Usage:
-        """What requests cost that failed all the same."""
-        return sum((head.usage for head in self._heads if head.kind == _COST), Usage())
+    def lost(self, *, test: bool = False) -> Usage:
+        """What those of them cost that failed all the same."""
+        failed = (head.usage for head in self._heads if head.kind == _COST and head.test == test)
+        return sum(failed, Usage())
 
     def find(self, keys: Sequence[bytes]) -> list[int | None]:
         """For each key the number of its pair, or None."""
@@ -207,9 +208,15 @@ class Journal:
             self._file.make_room()
 
     def append(
-        self, keys: Sequence[bytes], answers: Rows | Sequence[Answer], usage: Usage, seconds: float = 0.0
+        self,
+        keys: Sequence[bytes],
+        answers: Rows | Sequence[Answer],
+        usage: Usage,
+        seconds: float = 0.0,
+        *,
+        test: bool = False,
     ) -> None:
-        """Add an answered request; it is on disk when this returns.
+        """Add an answered request, of the search or of the test; it is on disk when this returns.
 
         Raises:
             RunFolderError: The disk is full, or gone.
@@ -219,7 +226,7 @@ class Journal:
             return
         kind, width, values = _packed(answers) if keys else (_COST, 0, b"")
         numbers = (usage.scored, usage.prompt_tokens, usage.cached_tokens, usage.requests)
-        head = _HEAD.pack(kind, len(keys), width, seconds, *numbers)
+        head = _HEAD.pack(kind + _TEST * test, len(keys), width, seconds, *numbers)
         self._file.append(head + b"".join(keys) + values)
 
     def close(self) -> None:
@@ -251,6 +258,7 @@ def read_journal(path: Path) -> Iterator[Record]:
 @dataclass(frozen=True, slots=True)
 class _Head:
     kind: int
+    test: bool
     pairs: int
     width: int
     seconds: float
@@ -259,12 +267,13 @@ class _Head:
 
 def _head(payload: memoryview, place: Path) -> _Head:
     try:
-        kind, pairs, width, seconds, *usage = _HEAD.unpack_from(payload)
+        told, pairs, width, seconds, *usage = _HEAD.unpack_from(payload)
     except struct.error:
         raise _damaged(place) from None
+    kind, test = told & ~_TEST, bool(told & _TEST)
     if kind not in (_NAMED, _LISTS, _COST) or _HEAD.size + pairs * _KEY > len(payload):
         raise _damaged(place)
-    return _Head(kind, pairs, width, seconds, Usage(*usage))
+    return _Head(kind, test, pairs, width, seconds, Usage(*usage))
 
 
 def _answers(payload: memoryview, head: _Head, place: Path) -> tuple[Answer, ...]:

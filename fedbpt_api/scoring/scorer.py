@@ -58,6 +58,7 @@ class Scorer:
         self.journal = journal
         self.shelf = shelf
         self._stopping = stopping
+        self._test = False
         self._known = Known()
         self._sent: dict[Pair, asyncio.Task[None]] = {}
         self._claims: dict[Pair, asyncio.Future[None]] = {}  # who is about to ask for a pair
@@ -66,8 +67,9 @@ class Scorer:
         self._turn = asyncio.Lock()  # a prompt's requests are sent one after another, before the next one's
 
     def beside(self, budget: Budget) -> Scorer:
-        """Another scorer of the same server, journal and words whose cost is counted apart, in `budget`."""
+        """Another scorer of the same server, journal and words, for the test, whose cost `budget` counts."""
         scorer = Scorer(self.backend, budget, self._stopping, self.journal, self.shelf)
+        scorer._test = True
         scorer.use_words(self.words)
         return scorer
 
@@ -321,7 +323,7 @@ class Scorer:
         """Write an answer down before it is used."""
         if self.journal is not None:
             keys = [self.journal.key(asked, text) for asked, text in pairs]
-            self.journal.append(keys, rows, used, self.budget.seconds)
+            self.journal.append(keys, rows, used, self.budget.seconds, test=self._test)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """A failure is raised where it is awaited; where nobody waits any more, it is not an event."""

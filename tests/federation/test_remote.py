@@ -191,7 +191,9 @@ async def lying(change: Callable[[dict[str, Any]], None], kind: str) -> RemotePa
             change(fields)
         return seal(Envelope(answer.kind, fields, answer.body))
 
-    return await RemoteParty.reach(exchange, Budget(Limits(scored=1000)))
+    party = await RemoteParty.reach(exchange, Budget(Limits(scored=1000)))
+    party.channel.apart = True
+    return party
 
 
 def told(**counts: int) -> dict[str, object]:
@@ -213,7 +215,7 @@ def told(**counts: int) -> dict[str, object]:
         ({"answer": [1]}, "with something else"),
         ({"spent": []}, "what it has spent: it is missing"),
         ({"spent": {"life": "x", "search": {}, "test": {}}}, "what it has spent"),
-        ({"spent": told(scored=9)}, "9 scored examples and 0 tokens, but was granted 8"),
+        ({"spent": told(scored=17)}, "17 scored examples and 0 tokens, but was granted 8"),
         (
             {"spent": told(scored=8, prompt_tokens=10**6)},
             "1,000,000 tokens, but was granted 8 of",

@@ -10,7 +10,7 @@ import pytest
 
 from chaos_net import Proxy
 from chaos_plan import KINDS, bound, drawn
-from fedbpt_api.flower.loopback import HOST
+from fedbpt_api.flower.certificates import HOST
 
 NAMES = ("a", "b", "c")
 

@@ -126,6 +126,20 @@ async def test_parties_that_are_started_again_pay_nothing_twice(toys: Toys, fed:
     assert toys["toy"].requests - paid <= paid  # what a run costs, once more: nothing was asked twice
 
 
+async def test_a_party_that_is_started_again_tells_its_test_from_its_search(
+    toys: Toys, fed: Federation
+) -> None:
+    task, config = make_task(), fed.write(make_task())
+    grid = fed.grid(task)
+    result = await coordinate(grid, config, fed.run)
+    asked_of = [envelope for data in grid.members[101].seen for envelope in unpack(data)]
+    host = fed.host("client1")
+    for kind in ("task", "words"):  # the first of each
+        answer = opened(await host.answer(next(e for e in asked_of if opened(e).kind == kind)))
+    paid, told = result.spent["client1"], answer.fields["spent"]
+    assert told["search"]["scored"] == paid["scored"] and told["test"]["scored"] == paid["test_scored"] > 0
+
+
 async def test_a_party_that_freezes_is_left_out_and_comes_back(toys: Toys, fed: Federation) -> None:
     task = make_task()
     config = fed.write(task, {"federation.timeout": 60, "search.rounds": 4})

@@ -22,8 +22,10 @@ import pytest
 from backends.fake_vllm import FakeVllm
 from fedbpt_api import Settings, load_settings, tune_sync
 from fedbpt_api.flower import demo
+from fedbpt_api.flower.certificates import keys
 from fedbpt_api.flower.init import write_app
-from fedbpt_api.flower.loopback import Loopback, keys
+from fedbpt_api.flower.link import write_connection
+from fedbpt_api.flower.loopback import Loopback, LoopbackError
 from fedbpt_api.run.schema import BackendSettings
 from fedbpt_api.task import Task
 from tap import Tap, contents, in_thread, unzipped
@@ -231,4 +233,13 @@ def test_a_node_whose_key_is_not_listed_is_not_let_in(tmp_path: Path) -> None:
         while "SuperNode ID" not in net.log("friend") and time.monotonic() < end + 60:
             time.sleep(0.2)
         assert "SuperNode ID" in net.log("friend"), net.log("friend")
+        # Where nodes are let in nobody gives commands; on the SuperLink's own machine that works, as above.
+        outside = Loopback(tmp_path / "outside", port=net.port)
+        outside.folder.mkdir()
+        write_connection(outside.folder / "flwr", net.address, net.authority)
+        _, public = keys(outside.folder, "intruder")
+        for words in (["supernode", "register", str(public)], ["supernode", "list"], ["list"]):
+            with pytest.raises(LoopbackError, match=f"flwr {' '.join(words[:2])}"):
+                outside.flwr(*words)
+            net.flwr(*words)
     assert left_over(tmp_path) == []

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fedbpt_api.flower.loopback import certify
+from fedbpt_api.flower.certificates import certify
 from tap import HOST, Tap, contents, in_thread, unzipped
 
 

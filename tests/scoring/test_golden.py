@@ -25,9 +25,22 @@ def test_the_journal_of_version_1() -> None:
     assert (cost.keys, cost.answers, cost.usage, cost.seconds) == ((), (), Usage(0, 33, 0, 1), 3.0)
     np.testing.assert_array_equal(stored.answers[0], [-1.0, -2.0, -3.0])
     past = Journal(GOLDEN / "journal-1.journal", SECRET, Stopped()).past
-    assert (past.scored, past.lost, past.seconds) == (5, Usage(0, 33, 0, 1), 4.0)
+    assert (past.scored, past.lost(), past.seconds) == (5, Usage(0, 33, 0, 1), 4.0)
     (pair,) = past.find([b"s" * 16])
     assert pair is not None and past.usage([pair]) == Usage()
+
+
+def test_the_journal_of_version_2() -> None:
+    """Since then a record says whether it was the test's."""
+    records = list(read_journal(GOLDEN / "journal-2.journal"))
+    assert [len(record.keys) for record in records] == [2, 1, 0, 0]
+    np.testing.assert_array_equal(records[1].answers[0], [-3.0, -0.0625])
+    past = Journal(GOLDEN / "journal-2.journal", SECRET, Stopped()).past
+    assert (past.paid(), past.lost()) == (Usage(2, 113, 0, 2), Usage(0, 33, 0, 1))
+    assert (past.paid(test=True), past.lost(test=True)) == (Usage(1, 61, 8, 2), Usage(0, 21, 0, 1))
+    assert (past.scored, past.seconds) == (3, 3.5)
+    (pair,) = past.find([b"t" * 16])
+    assert pair is not None and past.usage([pair]) == Usage(1, 40, 8, 1)
 
 
 async def test_the_facts_of_version_1() -> None:

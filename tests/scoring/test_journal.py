@@ -135,8 +135,8 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes, message: str) -
 
 
 def test_a_later_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b'{"format":"fedbpt-journal","version":2}\n')
-    with pytest.raises(RunFolderError, match="version 2"):
+    (tmp_path / "x").write_bytes(b'{"format":"fedbpt-journal","version":3}\n')
+    with pytest.raises(RunFolderError, match="version 3"):
         list(read_journal(tmp_path / "x"))
 
 
