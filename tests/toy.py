@@ -153,9 +153,11 @@ class ToyBackend:
         return tuple(ids)
 
     async def detokenize(self, ids: Sequence[int]) -> str:
-        return b"".join(bytes([i]) if i < _BYTES else TEXTS[i].encode() for i in ids).decode(
-            "utf-8", "replace"
-        )
+        try:
+            pieces = [bytes([i]) if i < _BYTES else TEXTS[i].encode() for i in ids]
+        except IndexError:
+            raise BackendError("the toy has no such token") from None
+        return b"".join(pieces).decode("utf-8", "replace")
 
     async def score(self, prompts: Sequence[Prompt], words: Sequence[int]) -> Scores:
         prompts = [self._read(prompt) for prompt in prompts]

@@ -117,6 +117,10 @@ class EmbeddedLlama:
         return self._open.tokenize(text)
 
     async def detokenize(self, ids: Sequence[int]) -> str:
+        if not all(0 <= token < self._open.n_vocab for token in ids):
+            raise BackendError(
+                "there is no such token in this model", "was the prompt made for another model?"
+            )
         return b"".join(self._open.piece(token) for token in ids).decode("utf-8", "replace")
 
     async def score(self, prompts: Sequence[Prompt], words: Sequence[int]) -> Scores:

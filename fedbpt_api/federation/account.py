@@ -12,6 +12,8 @@ from fedbpt_api.scoring.backend import Usage
 from fedbpt_api.scoring.budget import Budget
 
 _MOST: Final = 2  # times what was granted: requests that failed, and were made again, cost twice
+_LIFE: Final = 64  # characters
+_LIVES: Final = 1000
 _USAGE: Final = tuple(part.name for part in fields(Usage))
 
 
@@ -49,7 +51,9 @@ class Account:
         try:
             if not isinstance(told, dict):
                 raise ValueError("it is missing")
-            life = str(told["life"])
+            life = str(told["life"])[:_LIFE]
+            if life not in self._spent and len(self._spent) == _LIVES:
+                raise ValueError(f"it has been started again more than {_LIVES:,} times")
             both = [
                 {key: plain.whole(told[part][key]) for key in (*_USAGE, "duplicates", "stored")}
                 for part in ("search", "test")

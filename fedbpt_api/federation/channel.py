@@ -8,13 +8,13 @@ A party's own budget stays its own business; it tells when it is spent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from fedbpt_api.errors import FedbptError, QuotaError
 from fedbpt_api.federation.account import Account
-from fedbpt_api.federation.envelope import Envelope, opened, seal
+from fedbpt_api.federation.envelope import Envelope, opened, opened_answer, seal
 from fedbpt_api.federation.exchange import Exchange, GivingUp
 from fedbpt_api.federation.facts import Facts
 from fedbpt_api.federation.fanning import side_by_side
@@ -24,6 +24,8 @@ from fedbpt_api.prompts.space import Ids
 from fedbpt_api.scoring.backend import Usage
 from fedbpt_api.scoring.budget import Budget, BudgetSpent
 from fedbpt_api.scoring.scorer import Stopped
+
+_SAID: Final = 500  # characters
 
 
 @dataclass
@@ -114,7 +116,8 @@ class Channel:
         self._granted_in_all += grant.scored
         number, self._granted_to[self._asked] = self._asked, grant
         try:
-            answer = opened(await self._patience(data))
+            read = opened if self.whole else opened_answer  # sums over all parties are made on this side
+            answer = read(await self._patience(data))
         except (TimeoutError, asyncio.CancelledError):
             raise  # it may be at it still: what it was granted is kept for it until it answers something
         except BaseException:
@@ -148,9 +151,9 @@ class Channel:
                 self._told, self.rounds, self._introduced = (), None, False
                 raise Forgotten(f"{self.facts.name} was started again and does not know what it was told")
             case "quota" if not self.apart:
-                raise QuotaError(str(inner.get("message")), str(inner.get("hint")))
+                raise QuotaError(*_said(inner))
             case "failed" | "quota":
-                raise FedbptError(str(inner.get("message")), str(inner.get("hint")))
+                raise FedbptError(*_said(inner))
         return Envelope(answer.kind, inner, answer.body)
 
     def _granted(self, need: int) -> int:
@@ -178,10 +181,15 @@ async def introduced(exchange: Exchange, introduction: bytes) -> Facts:
     Raises:
         FedbptError: It does not, or cannot take part.
     """
-    answer = opened(await exchange(introduction))
+    answer = opened_answer(await exchange(introduction))
     inner = answer.fields.get("answer", {})
     if answer.kind == "failed" and isinstance(inner, dict):
-        raise FedbptError(str(inner.get("message")), str(inner.get("hint")))
+        raise FedbptError(*_said(inner))
     if answer.kind != "facts":
         raise MessageError(f"a party answers {answer.kind!r} where it should say what it is")
     return Facts.read(inner)
+
+
+def _said(inner: Mapping[str, Any]) -> tuple[str, str]:
+    """A party's words on why there is no answer, and its advice: as much of them as a report has room for."""
+    return str(inner.get("message"))[:_SAID], str(inner.get("hint"))[:_SAID]

@@ -20,6 +20,10 @@ VERSION: Final = 1
 MAX_BYTES: Final = 1 << 26
 """Most bytes of an envelope; the largest honest one brings a codebook of 10,000 words."""
 
+MAX_ANSWER: Final = 1 << 23
+"""Most bytes of an answer; the largest honest ones are sums with masks, of a few MB."""
+
+_MAX_LINE = 1 << 20  # bytes of an answer's plain fields
 _KIND = 32  # characters
 _DEEPEST = 32  # lists and objects in one another
 
@@ -56,6 +60,17 @@ def seal(envelope: Envelope) -> bytes:
             f"the message {envelope.kind} has {len(data):,} bytes, at most {MAX_BYTES:,} travel"
         )
     return data
+
+
+def opened_answer(data: bytes) -> Envelope:
+    """Read an answer: as `opened`, but not as large as a question may be.
+
+    Raises:
+        MessageError: As from `opened`.
+    """
+    if len(data) > MAX_ANSWER or data.find(b"\n", 0, _MAX_LINE) < 0:
+        raise MessageError(f"an answer of {len(data):,} bytes is too large, or does not begin as one")
+    return opened(data)
 
 
 def opened(data: bytes) -> Envelope:

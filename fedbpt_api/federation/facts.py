@@ -63,7 +63,7 @@ class Facts:
                 tokens=plain.to_ids(fields["tokens"]),
                 longest=plain.whole(fields["longest"]),
                 info=info,
-                limit=None if fields["scored"] is None else plain.whole(fields["scored"]),
+                limit=None if fields["scored"] is None else plain.whole(fields["scored"], 1),
             )
             if sum(found.labels) != found.train or not 0 < len(found.name) <= MAX_CLIENT:
                 raise ValueError("its labels do not add up to its texts, or its name is too long")

@@ -6,6 +6,7 @@ Reading checks shapes, ranges and finiteness, and raises `MessageError` for what
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ParamSpec, TypeVar
@@ -28,7 +29,7 @@ T = TypeVar("T")
 Plain = Any  # what JSON can hold
 
 _MAX_IDS = 1 << 16
-_MAX_TOKEN = 1 << 31
+_MAX_TOKEN = (1 << 31) - 1
 
 
 def reading(read: Callable[P, T]) -> Callable[P, T]:
@@ -236,11 +237,13 @@ def to_lines(value: Plain, most: int) -> tuple[Line, ...]:
 
 
 @reading
-def to_pairs(value: Plain, most: int) -> tuple[tuple[int, float], ...]:
-    """Words and their sums of squared deviations, so many at most."""
+def to_pairs(value: Plain, most: int, largest: float = math.inf) -> tuple[tuple[int, float], ...]:
+    """Words and their sums of squared deviations, so many and so large at most; no word twice."""
     found = tuple((whole(token, 0, _MAX_TOKEN), finite(total)) for token, total in value)
-    if len(found) > most or any(total < 0 for _, total in found):
+    if len(found) > most or any(not 0 <= total <= largest for _, total in found):
         raise ValueError("sums of squares that cannot be, or too many")
+    if len({token for token, _ in found}) < len(found):
+        raise ValueError("a word that comes twice")
     return found
 
 

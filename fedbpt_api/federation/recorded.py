@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from fedbpt_api.errors import FedbptError
-from fedbpt_api.federation.envelope import opened
+from fedbpt_api.federation.envelope import opened_answer
 from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.federation.messages import MessageError
 from fedbpt_api.scoring.record_file import RecordFile, read_records
@@ -63,6 +63,13 @@ class Records:
                 if all_of_them or name in (names or ()):
                     party.go_on()
 
+    def forget(self, name: str) -> None:
+        """Ask a party anew what it is when the run is started again, if it has said no more than that.
+
+        For one that cannot take part as it is: its user may mend that.
+        """
+        self._open[name].forget()
+
     def close(self) -> None:
         for party in self._open.values():
             party.close()
@@ -76,12 +83,13 @@ class Recorded:
         self._exchange = exchange
         self._missed: list[bytes] = []
         self._known: defaultdict[bytes, deque[bytes]] = defaultdict(deque)
-        whole = None
+        whole, self._kept = None, 0
         if path.exists():
             contents = read_records(path, _KIND, _VERSION)
             for payload in map(bytes, contents.payloads):
                 self._known[payload[:_KEY]].append(payload[_KEY:])
-            whole = contents.whole
+            whole, self._kept = contents.whole, len(contents.payloads)
+        self._path = path
         self._file = RecordFile(path, {"format": _KIND, "version": _VERSION}, whole)
 
     async def __call__(self, question: bytes) -> bytes:
@@ -103,11 +111,15 @@ class Recorded:
         except (FedbptError, TimeoutError, asyncio.CancelledError):
             self._missed.append(key)
             raise
+        if not answer:  # which would be read as none when the run goes on
+            self._missed.append(key)
+            raise FedbptError("an empty answer")
         if _failed(answer):
             self._missed.append(key + answer)
         else:
             self._missed = [payload for payload in self._missed if payload[:_KEY] != key]  # asked again
             self._file.append(key + answer)
+            self._kept += 1
         return answer
 
     def go_on(self) -> None:
@@ -116,6 +128,12 @@ class Recorded:
             self._file.append(payload)
         self._missed.clear()
 
+    def forget(self) -> None:
+        """Drop the only answer there is; more are kept."""
+        if self._kept == 1:
+            self._file.close()
+            self._path.unlink()
+
     def close(self) -> None:
         self._file.close()
 
@@ -123,6 +141,6 @@ class Recorded:
 def _failed(answer: bytes) -> bool:
     """Whether an answer says no more than that there is none."""
     try:
-        return opened(answer).kind in _FAILURES
+        return opened_answer(answer).kind in _FAILURES
     except MessageError:
         return True

@@ -30,12 +30,15 @@ from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import LONGEST, Job, Line
 from fedbpt_api.scoring.backend import BackendInfo, Floats
 from fedbpt_api.scoring.budget import Budget, Limits
-from fedbpt_api.verbalizer import Verbalizer, encode
+from fedbpt_api.verbalizer import FitError, Verbalizer, encode
 from fedbpt_api.verbalizer.checks import sums_problem
 from fedbpt_api.verbalizer.messages import AskMoments
 
 _GREETINGS = 2  # how often a party is told its task: a message is lost with the process that had it
 _Rounds = tuple[PromptSpace, Plan, Reference]
+_AGAIN = 10  # times as many tokens as were written a line may have, tokenised again
+_VARIES = 1e4  # largest squared deviation of a log-probability
+_AWAY = 1e4  # nats that a text's reading may be away from another
 _PLAIN, _SCATTER = (encode(AskMoments(scatter)) for scatter in (False, True))  # what fits begin with
 
 
@@ -154,7 +157,7 @@ class RemoteParty:
 
     async def word_sums(self, prompt: Ids) -> tuple[tuple[int, float], ...]:
         answer = await self.channel.ask("word sums", {"prompt": list(prompt)}, self._inputs(self.n_train))
-        return plain.to_pairs(answer.fields.get("pairs"), self.most_pairs)
+        return plain.to_pairs(answer.fields.get("pairs"), self.most_pairs, _VARIES * max(self.n_train, 1))
 
     async def write(self, jobs: Sequence[Job], judge: Reference) -> tuple[Line, ...]:
         fields = {"jobs": [plain.of_job(job) for job in jobs], "judge": plain.of_reference(judge)}
@@ -164,6 +167,8 @@ class RemoteParty:
             raise MessageError(f"{self.name} has written lines for labels that it was not asked for")
         if any(line.confidence > 0 for line in lines):
             raise MessageError(f"{self.name} has lines whose label is more than certain")
+        if any(len(line.ids) > _AGAIN * LONGEST for line in lines):
+            raise MessageError(f"{self.name} has written lines of more than {_AGAIN * LONGEST} tokens")
         return lines
 
     async def fit(
@@ -229,7 +234,8 @@ class RemoteParty:
             "trust": trust,
         }
         found = plain.to_floats((await self.channel.ask("agreement", fields)).fields.get("distances"))
-        if found.shape != (len(sets),) or (found < 0).any():
+        most = _AWAY * (self.n_train + self.n_dev)
+        if found.shape != (len(sets),) or (found < 0).any() or (found > most).any():
             raise MessageError(f"{self.name} does not give a distance for each of {len(sets)} sets")
         return found
 
@@ -305,8 +311,10 @@ class RemoteParty:
         Raises:
             Forgotten: The party does not know of it.
         """
-        async with asyncio.timeout(self.deadline):
+        try:
             return (await self.channel.once("fit message", {"fit": number}, body=message)).body
+        except MessageError as error:
+            raise FitError(f"{self.name}: {error.message}", error.hint, self.name, refused=True) from error
 
 
 async def _met(exchange: Exchange, introduction: bytes, deadline: float | None) -> Facts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ class Beginning(Protocol):
     def n_train(self) -> int: ...
     @property
     def n_dev(self) -> int: ...
+    @property
+    def deadline(self) -> float | None: ...
     async def begin_fit(self, fields: dict[str, Any]) -> Mapping[bytes, bytes]: ...
     async def ask_fit(self, number: str, message: bytes) -> bytes: ...
 
@@ -57,7 +60,8 @@ class RemoteFit:
             await self.party.begin_fit(self.fields)
             forgotten = True
 
-        answer = await patiently(ask, begin)
+        async with asyncio.timeout(self.party.deadline):  # for all of it, however often it has forgotten
+            answer = await patiently(ask, begin)
         if isinstance(decode(message), Begin):
             self.begun = message
         return answer

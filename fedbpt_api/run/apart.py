@@ -56,6 +56,7 @@ def opener(find: Find) -> PartiesOpener:
             kept = {name: records.of(name, exchanges[name]) for name in names}
             rooms = []
             for party in await reached(settings, parties, kept, tasks):
+                found = len(problems)
                 rooms.append(party.info.context - party.facts.longest)
                 if rooms[-1] < longest_prompt:
                     room = f"{rooms[-1]} tokens for a prompt of {longest_prompt}"
@@ -64,6 +65,8 @@ def opener(find: Find) -> PartiesOpener:
                     problems.append(f"{party.name}: its model has another vocabulary")
                 if len(party.facts.labels) > len(task.label_words.labels):
                     problems.append(f"{party.name}: it counts other labels")
+                if len(problems) > found and party.name in kept:
+                    records.forget(party.name)
                 party.channel.apart = True
                 parties.clients.append(party)
             if problems:

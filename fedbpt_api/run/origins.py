@@ -213,7 +213,9 @@ async def _written(assessor: Assessor, shown: Sequence[Shown]) -> Mapping[str, S
     except BudgetSpent:
         return None
     parties.go_on_without(answers.missing, answers.refused)
-    return answers.got
+    if not parties.reached:
+        return answers.got
+    return {n: [line for line in found if await parties.known(line.ids)] for n, found in answers.got.items()}
 
 
 def _convincing(written: Mapping[str, Sequence[Line]], labels: int) -> list[list[Line]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from fedbpt_api.errors import ConfigError
+from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.party import Party
 from fedbpt_api.prompts.space import Ids
@@ -184,6 +184,11 @@ class Parties:
             raise ConfigError("this needs the parties' texts in this process", "see docs/deploy.md")
         return found
 
+    @property
+    def reached(self) -> bool:
+        """Whether some parties are reached by envelopes: what they name may be none."""
+        return any(not isinstance(client, Client) for client in self.clients)
+
     def count_bytes(self, up: Mapping[str, int], down: Mapping[str, int]) -> None:
         """Note what the word list or a verbalizer's fit made clients send and receive."""
         for way, sizes in (("up", up), ("down", down)):
@@ -196,6 +201,19 @@ class Parties:
             client.use_words(words)
         for token in words:
             self.word_texts[token] = await self.backend.detokenize([token])
+
+    async def known(self, ids: Ids) -> bool:
+        """Whether these are tokens of the server's own model: parties behind a network may name others.
+
+        Raises:
+            BackendError: It does not answer at all.
+        """
+        try:
+            await self.backend.detokenize(ids)
+        except BackendError:
+            await self.backend.detokenize(self.label_tokens[:1])
+            return False
+        return True
 
     async def aclose(self) -> None:
         """Give up on what is under way and close everything."""

@@ -19,6 +19,7 @@ from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import bdtr
 
 from fedbpt_api.federation.tally import BASELINE, RIVALS, TUNED, Ints, PairedCounts, Tally
 from fedbpt_api.run.result import ALL_CLIENTS, Paired, Row, TestReport
@@ -26,6 +27,8 @@ from fedbpt_api.run.result import ALL_CLIENTS, Paired, Row, TestReport
 Names = npt.NDArray[np.str_]
 
 _Z = NormalDist().inv_cdf(0.975)
+
+_EXACT = 1000  # discordant texts
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
@@ -79,9 +82,12 @@ def _correlation(counts: PairedCounts) -> float:
 def mcnemar_p(wins: int, losses: int) -> float:
     """Two-sided exact McNemar p-value: how surprising this split would be if each were as likely.
 
-    Computed in whole numbers; 1.0 where there are no discordant texts.
+    Computed in whole numbers, for more than 1,000 discordant texts in double precision; 1.0 where there are
+    no discordant texts.
     """
     n = wins + losses
+    if n > _EXACT:
+        return min(1.0, 2 * float(bdtr(min(wins, losses), n, 0.5)))
     tail = sum(math.comb(n, i) for i in range(min(wins, losses) + 1))
     return min(1.0, float(Fraction(2 * tail, 2**n)))
 

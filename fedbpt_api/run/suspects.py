@@ -8,8 +8,9 @@ for. A party without which the others do clearly better is left out of the run, 
 fitted anew: leave-one-out influence, with other parties' held-out losses as the measure, one party at a time
 (the worst first, as one that spoils all fits makes any other look bad).
 
-No party says anything of itself, and the mean over the others is trimmed, so that one liar can neither clear
-itself nor have another left out.
+No party says anything of itself, and the mean over the others is trimmed, so that one liar cannot clear
+itself. It could lie in all fits but those without another one, who would look as harmful then as it is; but
+the fits without the liar are as good. So where two are as harmful nobody is left out.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ MOST: Final = 32
 """Parties for which so many fits are made; among more, one has little weight."""
 
 _ERRORS = 4.0  # standard errors by which the others must do better
+_APART = 2.0  # standard errors by which the most harmful one must be ahead of the next
 _SPREAD = 0.3  # least standard deviation of two readings' difference in loss on a text, in nats
 
 
@@ -62,15 +64,19 @@ def gain(before: Mapping[str, Sums], after: Mapping[str, Sums]) -> tuple[float, 
 
 
 def suspect(everyone: Mapping[str, Sums], without: Mapping[str, Mapping[str, Sums]]) -> str | None:
-    """The party without which the others do clearly better, and best; None where there is none.
+    """The party without which the others do clearly better, and better than without any other; None if none.
 
     Args:
         everyone: Held-out sums by party, of the reading that all took part in.
         without: For each party the others' sums, of the reading fitted without it.
     """
     gains = {name: gain(everyone, others) for name, others in sorted(without.items())}
-    clear = [name for name, (mean, error) in gains.items() if mean > _ERRORS * error]
-    return max(clear, key=lambda name: gains[name][0], default=None)
+    ranked = sorted(gains, key=lambda name: gains[name][0], reverse=True)
+    if len(ranked) < FEWEST:
+        return None
+    mean, error = gains[ranked[0]]
+    alone = mean - gains[ranked[1]][0] > _APART * error
+    return ranked[0] if mean > _ERRORS * error and alone else None
 
 
 async def leave_out_suspects(assessor: Assessor, judged: Assessment) -> list[str]:

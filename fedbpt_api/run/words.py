@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedbpt_api.prompts.space import Ids
 from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.verbalizer import WordSums, encode, merge_words
@@ -25,5 +26,17 @@ async def choose_words(parties: Parties, assessor: Assessor) -> None:
         got = [pairs for _, pairs in sorted(bounded(answers.got, texts).items())]
         lists = [tuple(pair for pair in pairs if pair[0] not in begun) for pairs in got]
         words = merge_words(lists, parties.label_tokens, wanted)
+        if parties.reached:
+            most = len(parties.label_tokens) + sum(map(len, lists))
+            words = await _of_this_model(parties, merge_words(lists, parties.label_tokens, most), wanted)
         parties.count_bytes({n: len(encode(WordSums.of(p))) for n, p in answers.got.items()}, {})
     await parties.use_words(words)
+
+
+async def _of_this_model(parties: Parties, ranked: Ids, wanted: int) -> Ids:
+    """The first so many words that are tokens at all: the server's model is asked for their texts."""
+    found: list[int] = []
+    for token in ranked:
+        if len(found) < wanted and await parties.known((token,)):
+            found.append(token)
+    return tuple(found)

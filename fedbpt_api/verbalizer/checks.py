@@ -6,7 +6,7 @@ with the client's name. What is possible but untrue is bounded by the client's s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -16,6 +16,7 @@ from fedbpt_api.verbalizer.discriminant import square
 from fedbpt_api.verbalizer.messages import AskCross, AskMoments, AskSums, Begin, Cross, Message, Moments, Sums
 from fedbpt_api.verbalizer.verbalizer import LOWEST, Verbalizer
 
+_WRONG: Final = 1e4  # nats that one text's loss may have at most: logits of such size are none
 _STEEP: Final = 1e4  # largest derivative of one text's loss; scores have unit variance within labels
 _ROUNDING: Final = 1e-6
 _SINGLE: Final = 1e-5  # relative rounding of what travels in single precision
@@ -38,6 +39,9 @@ class Asked:
 
 def problem(asked: Asked, question: Message, answer: Message) -> str:
     """Why `answer` is none to `question`; empty where it may be one."""
+    numbers = [getattr(answer, f.name) for f in fields(answer) if f.name != "labels"]
+    if any(isinstance(values, np.ndarray) and values.dtype.kind != "f" for values in numbers):
+        return "it sent whole numbers, whose squares are not what they should be"
     match question, answer:
         case AskMoments(), Moments():
             return _moments(asked, question, answer)
@@ -132,6 +136,8 @@ def _cross(asked: Asked, question: AskCross, answer: Cross) -> str:
     if answer.n != asked.n:
         return f"it has {asked.n} texts, but tells of {answer.n}"
     own = np.diag(answer.products)
+    if (answer.sums > _WRONG * answer.n).any() or (own > _WRONG**2 * answer.n).any():
+        return "its losses are larger than any"
     # The square of a sum of n numbers is at most n times the sum of their squares (Cauchy and Schwarz).
     if (answer.sums < -_ROUNDING).any() or (answer.sums**2 > answer.n * own * (1 + 1e-6) + _ROUNDING).any():
         return "its losses cannot be"

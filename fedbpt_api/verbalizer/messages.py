@@ -19,6 +19,7 @@ from fedbpt_api.verbalizer.problem import FitError
 
 VERSION: Final = 3
 _TYPES: Final = ("<f8", "<f4", "<i4")
+_MAX_DIMENSIONS: Final = 2
 _MAX_NUMBERS: Final = 1 << 22
 
 Numbers: TypeAlias = npt.NDArray[Any]
@@ -216,13 +217,17 @@ def decode(data: bytes) -> Message:
 
 def _array(kind: str, shape: list[int], body: bytes) -> tuple[Numbers, bytes]:
     """An array and the bytes after it."""
-    if kind not in _TYPES or not all(isinstance(k, int) and 0 <= k <= _MAX_NUMBERS for k in shape):
+    if (
+        kind not in _TYPES
+        or len(shape) > _MAX_DIMENSIONS
+        or not all(isinstance(k, int) and 0 <= k <= _MAX_NUMBERS for k in shape)
+    ):
         raise ValueError(f"array type {kind!r} with shape {shape!r}")
     count = math.prod(shape)
     length = count * np.dtype(kind).itemsize
     if count > _MAX_NUMBERS or length > len(body):
         raise ValueError("arrays longer than the message")
-    values = np.frombuffer(body[:length], dtype=kind).reshape(shape)
+    values: Numbers = np.frombuffer(body[:length], dtype=kind).reshape(shape)
     if not np.isfinite(values).all():
         raise ValueError("a number that is not finite")
     return values, body[length:]

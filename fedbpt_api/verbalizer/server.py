@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fedbpt_api.errors import FedbptError, QuotaError
 from fedbpt_api.scoring.backend import Bools
+from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.verbalizer.checks import Asked, problem
 from fedbpt_api.verbalizer.client import ClientFit
 from fedbpt_api.verbalizer.messages import Message, decode, encode
@@ -126,6 +127,10 @@ async def _answer(client: Answering, question: bytes) -> bytes:
         raise
     except QuotaError:
         raise
+    except BudgetSpent as end:
+        if not end.own:
+            raise
+        raise FitError(f"{client.name}: its own budget is spent", "", client.name) from end
     except (FedbptError, TimeoutError) as error:
         told = error.message if isinstance(error, FedbptError) else "no answer in time"
         hint = error.hint if isinstance(error, FedbptError) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from fedbpt_api.federation.remote import RemoteParty
 from fedbpt_api.federation.responder import Responder
 from fedbpt_api.federation.runtime import ask_all
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
-from fedbpt_api.verbalizer import Verbalizer
+from fedbpt_api.verbalizer import FitError, Verbalizer, fit_over_clients
 from toy_clients import GROUPS, PLAN, WORDS, WordSpace, make_client, start_ids
 
 
@@ -64,6 +65,73 @@ async def test_no_party_ends_the_run_of_the_others(kind: str, answer: dict[str, 
     answers = await ask_all([honest, other], lambda party: party.evaluate(prompt, words))
     assert list(answers.got) == ["client0"] and not answers.spent
     assert answers.missing["client1"].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("told", "problem"),
+    [
+        ({"scored": 0}, "a party does not say what it is"),
+        ({"tokens": [2**31]}, "does not hold what it must"),
+        ({"name": "n" * 2_000_000}, "too large"),
+    ],
+)
+async def test_who_does_not_say_what_it_can_be_takes_no_part(told: dict[str, Any], problem: str) -> None:
+    responder = Responder(await make_client())
+
+    async def exchange(data: bytes) -> bytes:
+        answer = opened(await responder.answer(data))
+        inner = {**answer.fields["answer"], **told}
+        return seal(Envelope(answer.kind, {**answer.fields, "answer": inner}))
+
+    with pytest.raises(FedbptError, match=problem):
+        await RemoteParty.reach(exchange, Budget())
+
+
+@pytest.mark.parametrize(
+    "pairs", [[[2**31, 1.0]], [[300, 1.0], [300, 1.0]], [[300, 1.7e308]], [[300, -1.0]], [[-1, 1.0]]]
+)
+async def test_words_that_cannot_be_are_refused(pairs: list[list[float]]) -> None:
+    responder = Responder(await make_client())
+
+    async def exchange(data: bytes) -> bytes:
+        answer = opened(await responder.answer(data))
+        if answer.kind != "word sums":
+            return seal(answer)
+        return seal(Envelope(answer.kind, {**answer.fields, "answer": {"pairs": pairs}}))
+
+    party = await RemoteParty.reach(exchange, Budget(Limits(scored=1000)))
+    with pytest.raises(MessageError, match="to_pairs"):
+        await party.word_sums(await start_ids())
+
+
+async def test_a_party_that_is_another_process_each_time_is_refused_in_the_end() -> None:
+    responder, lives = Responder(await make_client()), itertools.count()
+
+    async def exchange(data: bytes) -> bytes:
+        answer = opened(await responder.answer(data))
+        spent = {**answer.fields["spent"], "life": str(next(lives))}
+        return seal(Envelope(answer.kind, {**answer.fields, "spent": spent}, answer.body))
+
+    party, words = await RemoteParty.reach(exchange, Budget()), Verbalizer.from_words(WORDS, GROUPS)
+    with pytest.raises(MessageError, match="started again more than 1,000 times"):
+        for _ in range(1002):
+            await party.evaluate(await start_ids(), words)
+
+
+async def test_a_fit_s_message_that_meets_a_party_s_own_budget_is_its_own_failure() -> None:
+    responder = Responder(await make_client())
+
+    async def exchange(data: bytes) -> bytes:
+        answer = opened(await responder.answer(data))
+        if answer.kind != "fit message":
+            return seal(answer)
+        return seal(Envelope("spent", {**answer.fields, "answer": {"cap": "scored", "own": True}}))
+
+    party = await RemoteParty.reach(exchange, Budget(Limits(scored=1000)))
+    fit = await party.fit(await start_ids(), GROUPS)
+    with pytest.raises(FitError, match="client0: its own budget is spent") as failed:
+        await fit_over_clients([fit], WORDS, GROUPS)
+    assert failed.value.client == "client0"
 
 
 async def test_no_party_says_that_the_run_s_budget_ended_its_search() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from fedbpt_api.errors import FedbptError
 from fedbpt_api.federation.envelope import Envelope, opened, seal
+from fedbpt_api.federation.messages import MessageError
 from fedbpt_api.federation.recorded import Records
 
 QUESTION, OTHER = b"a question", b"another one"
@@ -66,6 +67,39 @@ async def test_the_run_goes_on_without_those_that_are_named_or_without_all(tmp_p
     records.go_on(["all of them as one"])
     assert len((tmp_path / "answers-b.records").read_bytes().rstrip(b"\0")) > len(sizes[1])
     records.close()
+
+
+async def test_who_cannot_take_part_is_asked_anew_what_it_is(tmp_path: Path) -> None:
+    """Its user may mend that; whose answers are more than that keeps them."""
+    records = Records(tmp_path)
+    assert [await ask(records, Party(["facts"]), name=name) for name in "ab"] == ["facts"] * 2
+    b = records._open["b"]
+    assert opened(await Party(["sums"]).exchange(OTHER)).kind == "sums"
+    b._exchange = Party(["sums"]).exchange
+    await b(OTHER)
+    records.forget("a")
+    records.forget("b")
+    records.close()
+    again = Records(tmp_path)
+    assert await ask(again, Party(["other facts"]), name="a") == "other facts"
+    assert await ask(again, Party([]), name="b") == "facts"
+    again.close()
+
+
+async def test_an_empty_answer_is_none(tmp_path: Path) -> None:
+    """Now, and when the run that went on without it is computed anew."""
+
+    async def nothing(question: bytes) -> bytes:
+        return b""
+
+    records = Records(tmp_path, opened=True)
+    for _ in range(2):
+        with pytest.raises(FedbptError) as failed:
+            await records.of("a", nothing)(QUESTION)
+        assert not isinstance(failed.value, MessageError)
+        records.go_on()
+        records.close()
+        records = Records(tmp_path, opened=True)
 
 
 async def test_nothing_is_final_before_the_run_is_open(tmp_path: Path) -> None:

@@ -365,6 +365,30 @@ async def test_a_party_that_lies_in_fits_is_left_out_of_three_and_then_of_the_ru
     assert noted == {"client1"}
 
 
+@pytest.mark.parametrize("kind", ["word sums", "lines"])
+async def test_tokens_that_no_model_has_are_not_asked_for(toys: Toys, kind: str) -> None:
+    """One party of three names them; the server's own model is asked what they are, and has none such."""
+
+    def between(client: Client) -> Exchange:
+        responder = Responder(client)
+
+        async def exchange(data: bytes) -> bytes:
+            answer = opened(await responder.answer(data))
+            inner = answer.fields["answer"]
+            if client.name == "client1" and answer.kind == kind == "word sums":
+                inner = {"pairs": [[2**31 - 1, 1000.0], [9_999, 1000.0]]}
+            if client.name == "client1" and answer.kind == kind == "lines":
+                inner = {
+                    "lines": [{**line, "ids": [9_999] * 5, "confidence": 0.0} for line in inner["lines"]]
+                }
+            return seal(Envelope(answer.kind, {**answer.fields, "answer": inner}, answer.body))
+
+        return exchange
+
+    result = await run_between(make_task(), {"search.form": "demonstrations"}, between)
+    assert result.test is not None and result.prompt
+
+
 @pytest.mark.parametrize("every", [29, 40, 61])
 async def test_parties_that_are_started_again_change_nothing(toys: Toys, every: int) -> None:
     """What they were told is told again; their scores are theirs, so nothing is paid for twice."""

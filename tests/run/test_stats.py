@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -93,6 +96,15 @@ def test_mcnemar_p_is_the_exact_binomial_one(wins: int, losses: int, p_value: fl
 @given(st.integers(0, 300), st.integers(0, 300))
 def test_mcnemar_p_is_a_symmetric_probability(wins: int, losses: int) -> None:
     assert 0 < mcnemar_p(wins, losses) == mcnemar_p(losses, wins) <= 1
+
+
+@pytest.mark.parametrize("wins", [510, 480, 700])
+def test_mcnemar_p_is_the_same_where_whole_numbers_would_take_long(wins: int) -> None:
+    """From 1,001 discordant texts on; against the sum itself."""
+    n = 1020
+    tail = sum(math.comb(n, i) for i in range(min(wins, n - wins) + 1))
+    assert mcnemar_p(wins, n - wins) == pytest.approx(min(1.0, float(Fraction(2 * tail, 2**n))), rel=1e-9)
+    assert mcnemar_p(4_000_000, 4_000_000) == 1.0
 
 
 def test_mcnemar_p_of_a_huge_lopsided_split_underflows_quietly() -> None:

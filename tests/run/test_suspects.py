@@ -68,6 +68,16 @@ def test_one_party_cannot_clear_another(seed: int, claim: float) -> None:
     assert suspect(noisy(rng, 2.0), without) == NAMES[3]
 
 
+@given(st.integers(0, 2**32), st.floats(-1e9, 1e9))
+def test_one_party_cannot_make_another_look_as_harmful_as_it_is(seed: int, claim: float) -> None:
+    """It lies in all fits but those without its victim; those without itself are as good."""
+    rng = np.random.default_rng(seed)
+    liar, victim = NAMES[0], NAMES[5]
+    without = {name: others(noisy(rng, 0.5 if name in (liar, victim) else 2.0), name) for name in NAMES}
+    without[victim] |= told({liar: claim})
+    assert suspect(noisy(rng, 2.0), without) is None
+
+
 def test_a_gain_needs_three_parties_that_tell_of_both() -> None:
     before, after = told({"a": 1.0, "b": 1.0}), told({"a": 0.1, "b": 0.1, "c": 0.1})
     assert gain(before, after)[0] == -np.inf

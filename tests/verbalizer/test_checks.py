@@ -80,6 +80,9 @@ LIES: list[tuple[type[Message], Change, str]] = [
     (Cross, lambda c: {"sums": 100 * c.sums}, "its losses cannot be"),
     (Cross, lambda c: {"sums": -c.sums - 1}, "its losses cannot be"),
     (Cross, lambda c: {"sums": c.sums[:1]}, "other than"),
+    (Cross, lambda c: {"sums": c.sums + 1e30, "products": c.products + 1e60}, "losses are larger than any"),
+    (Cross, lambda c: {"sums": c.sums.astype(np.int32)}, "whole numbers"),
+    (Sums, lambda s: {"gradients": np.full(s.gradients.shape, -(2**31), np.int32)}, "whole numbers"),
     (Cross, lambda c: {"products": c.products * (3 - 2 * np.eye(len(c.products)))}, "do not go together"),
     (Cross, lambda c: {"gradients": c.gradients + 1e7}, "derivatives of its losses"),
 ]

@@ -58,6 +58,7 @@ HEAD = b'{"version":3,"kind":"Cross","n":1,"arrays":'
 @example(encode(SUMS).replace(b'"losses"', b'"lasses"'))
 @example(encode(AskMoments(True)).replace(b"true", b'"8"'))
 @example(HEAD + b'{"sums":["<f8",1]}}\n' + bytes(8))
+@example(encode(SUMS).replace(b'["<f8",1]', b'["<f8",1' + b",1" * 9 + b"]"))
 @example(HEAD + b'{"sums":["<f8",-1],"products":["<f8",0],"gradients":["<f8",0]}}\n')
 @example(HEAD + b'{"sums":["<f8",0,9000000000000000000],"products":["<f8",0],"gradients":["<f8",0]}}\n')
 @example(HEAD + b'{"sums":["|O8",1],"products":["<f8",0],"gradients":["<f8",0]}}\n' + bytes(8))
