@@ -103,6 +103,9 @@ class Masks:
         except ValueError as error:
             self.agreed, self._secrets = b"", {}
             raise MessageError(f"a public key is none: {error}") from error
+        if self._place is not None:  # behind a network, where the server could put keys of its own in between
+            told = self.agreed.hex()
+            _LOG.warning("masks agreed with %s; all see the same keys: %s", ", ".join(sorted(keys)), told)
 
     def _pin(self, names: list[str]) -> None:
         if self._names is None and self._place is not None and self._place.exists():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.flower.bundle import MOST, pack, unpack
 
 R = TypeVar("R")
+_LOG = logging.getLogger(__name__)
 _LOOK = 0.1  # seconds between looks for answers
 _NODES = 1.0  # seconds between looks for nodes
 _HELLO = 60.0  # seconds that a node has to say its name
@@ -74,6 +76,7 @@ class Post:
     _sent: dict[str, _Sent] = field(default_factory=dict)
     _names: dict[str, int] = field(default_factory=dict)
     _met: set[int] = field(default_factory=set)
+    _singly: bool = False  # replies are fetched one by one
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "flower"))
     _work: asyncio.Task[None] | None = None
     _news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -138,7 +141,8 @@ class Post:
             if name is None:
                 self._met.discard(node)  # it is asked again
             elif self._names.get(name, node) != node:
-                raise FedbptError(f"two parties are called {name}", "give each a name of its own")
+                nodes = f"nodes {self._names[name]} and {node}"
+                raise FedbptError(f"two parties are called {name}: {nodes}", "give each a name of its own")
             elif not wanted or name in wanted:
                 self._names[name] = node
 
@@ -203,7 +207,7 @@ class Post:
     async def _receive(self) -> None:
         if not self._sent:
             return
-        found = await self._call(self.grid.pull, list(self._sent))
+        found = await self._pull()
         for message in [message for message in self._sent if message in found]:  # in the order they were sent
             sent, data = self._sent.pop(message), found[message]
             self._news.set()  # its node is free
@@ -223,6 +227,34 @@ class Post:
             for one, answer in zip(sent.asked, answers, strict=True):
                 if not one.answer.done():
                     one.answer.set_result(answer)
+
+    async def _pull(self) -> Mapping[str, bytes | None]:
+        """Answers that have arrived.
+
+        A reply that Flower cannot read loses all that is fetched with it. The first time all is asked for
+        once more (parties have kept their answers); from then on replies are fetched one by one, which takes
+        longer and shows whose it is.
+        """
+        if not self._singly:
+            try:
+                return await self._call(self.grid.pull, list(self._sent))
+            except Exception as error:
+                _LOG.warning("a reply cannot be fetched (%s): all is asked for once more", error)
+                self._singly = True
+                for sent in self._sent.values():
+                    waiting = self._waiting.setdefault(sent.node, [])
+                    waiting[:0] = [one for one in sent.asked if not one.answer.done()]
+                self._sent.clear()
+                self._news.set()
+                return {}
+        found: dict[str, bytes | None] = {}
+        for message, sent in list(self._sent.items()):
+            try:
+                found |= await self._call(self.grid.pull, [message])
+            except Exception as error:
+                _LOG.warning("the reply of node %s cannot be fetched: %s", sent.node, error)
+                found[message] = None
+        return found
 
     def _fail(self, error: FedbptError) -> None:
         for sent in self._sent.values():

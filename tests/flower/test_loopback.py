@@ -21,7 +21,12 @@ import pytest
 
 from backends.fake_vllm import FakeVllm
 from fedbpt_api import Settings, load_settings, tune_sync
+from fedbpt_api.aggregate.state import GlobalState
+from fedbpt_api.federation import runtime
+from fedbpt_api.federation.envelope import opened
+from fedbpt_api.federation.messages import encode_state
 from fedbpt_api.flower import demo
+from fedbpt_api.flower.bundle import unpack
 from fedbpt_api.flower.certificates import keys
 from fedbpt_api.flower.init import write_app
 from fedbpt_api.flower.link import write_connection
@@ -38,9 +43,9 @@ PROMPT = "Is the text negative or positive?"
 VARIABLE, KEY, HEADER = "FEDBPT_TEST_KEY", "sk-planted-4f1d0c", "team-secret-9b27"
 SMALL: dict[str, object] = {
     "prompts": [f"{PROMPT}\n", ""],
-    "budget.scored": 300,
+    "budget.scored": 400,
     "search.form": "words",
-    "search.rounds": 1,
+    "search.rounds": 2,
     "search.popsize": 3,
     "search.choice": "committee",
     "search.ensemble": 2,
@@ -153,6 +158,12 @@ def as_numbers(values: list[int] | tuple[int, ...]) -> Iterator[bytes]:
         yield np.array(values).astype(kind).tobytes()
 
 
+def judged_in(run: Path) -> list[dict[str, object]]:
+    """All prompts that a run judged, merged means among them, with their losses."""
+    lines = map(orjson.loads, (run / "prompts.jsonl").read_bytes().splitlines())
+    return [{key: value for key, value in line.items() if key != "scored"} for line in lines]
+
+
 def assert_silent(data: bytes, private: dict[bytes, str], where: object) -> None:
     """Nothing private is in there."""
     assert not [what for secret, what in private.items() if secret in data], where
@@ -180,7 +191,15 @@ def test_separate_processes_come_to_what_one_process_does_and_nobody_hears_a_tex
         own = BackendSettings.model_validate(backend | {"headers": {"X-Team": HEADER}})
         first = settings.clients[0].model_copy(update={"backend": own})
         settings = settings.model_copy(update={"clients": (first, *settings.clients[1:])})
-        here = tune_sync(settings, run_dir=tmp_path / "here")
+        states = list[bytes]()
+
+        def encoded(state: GlobalState) -> bytes:
+            states.append(encode_state(state))
+            return states[-1]
+
+        with monkeypatch.context() as listening:
+            listening.setattr(runtime, "encode_state", encoded)
+            here = tune_sync(settings, run_dir=tmp_path / "here")
         there = demo.run_demo(settings, tmp_path / "there", lines.append)
     assert there.prompt == here.prompt
     assert there.test == here.test
@@ -189,6 +208,12 @@ def test_separate_processes_come_to_what_one_process_does_and_nobody_hears_a_tex
         tmp_path / "here" / "prompt.json"
     ).read_bytes()
     assert left_over(tmp_path / "there") == []
+    assert judged_in(tmp_path / "there" / "run") == judged_in(tmp_path / "here")
+    told = [opened(one) for path in kept.glob("down-*") for one in unpack(path.read_bytes())]
+    assert (
+        len(states) == 2 and len(set(states)) == 2
+    )  # where the rounds began: mean and step size, to the bit
+    assert {one.body for one in told if one.kind == "search"} == set(states)
 
     private, public = asyncio.run(private_bytes(task)), PROMPT.encode()
     assert HEADER in (tmp_path / "there" / "client0" / "node.toml").read_text()
