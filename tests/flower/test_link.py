@@ -1,4 +1,4 @@
-"""The coordinator's process: what it needs is looked at before anything is started; real ones: test_loopback."""
+"""What a coordinator's process needs is looked at before anything is started; real ones: test_loopback."""
 
 from __future__ import annotations
 
