@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -41,14 +42,21 @@ async def run_link(
         tell: Called with lines for people.
 
     Raises:
-        ConfigError: Certificate and key cannot be read, or do not belong together; the port is taken.
-        FedbptError: The SuperLink cannot be started, or ended ten times in a row.
+        ConfigError: Certificate and key cannot be read, or do not belong together.
+        FedbptError: The port is taken; the SuperLink cannot be started, or ended ten times in a row.
     """
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"{certificate} and {key} are no certificate and its key: {error}", "both are PEM files"
+        ) from error
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise FedbptError(
+            f"nothing can listen on {host}:{port}: {error.strerror}",
+            "another --port, or end what listens there",
         ) from error
     folder = folder.resolve()
     certify(folder / "inner")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tomllib
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
-from fedbpt_api.errors import ConfigError
+from fedbpt_api.errors import ConfigError, FedbptError
 from fedbpt_api.flower.certificates import certify
 from fedbpt_api.flower.link import run_link, write_connection
 
@@ -21,6 +22,19 @@ async def test_a_certificate_and_a_key_that_are_none_are_refused_first(tmp_path:
     for certificate, key in ((own, others), (own, tmp_path / "none.key"), (tmp_path / "none.pem", others)):
         with pytest.raises(ConfigError, match="are no certificate and its key"):
             await run_link(tmp_path / "link", "127.0.0.1", 0, certificate, key, lambda line: None)
+    assert not (tmp_path / "link").exists()
+
+
+async def test_a_port_that_is_taken_is_found_first(tmp_path: Path) -> None:
+    certify(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            FedbptError, match=f"nothing can listen on 127.0.0.1:{port}: Address already in use"
+        ):
+            await run_link(
+                tmp_path / "link", "127.0.0.1", port, tmp_path / "server.pem", tmp_path / "server.key", print
+            )
     assert not (tmp_path / "link").exists()
 
 
