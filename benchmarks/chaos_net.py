@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from fedbpt_api.flower.certificates import HOST, free_port
+from fedbpt_api.flower.link import NAME
 from fedbpt_api.flower.loopback import Loopback
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -157,7 +158,7 @@ class Net(Loopback):
     def coordinate(self, app: Path) -> None:
         """Start the run, or go on with it; not waited for."""
         self.runs += 1
-        self.start(f"run{self.runs}", "flwr", "run", str(app), "loopback", "--stream")
+        self.start(f"run{self.runs}", "flwr", "run", str(app), NAME, "--stream")
 
     @property
     def coordinating(self) -> bool:
