@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,21 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 HOST: Final = "127.0.0.1"
 CERTIFICATES: Final = {"ca": "ca.pem", "certificate": "server.pem", "key": "server.key"}
+
+
+def given(options: Mapping[str, object]) -> list[str]:
+    """Options as words of a command."""
+    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
+
+
+def tls_options(folder: Path) -> dict[str, object]:
+    """The options of Flower's servers for TLS with what `certify` made there."""
+    files = {part: folder / name for part, name in CERTIFICATES.items()}
+    return {
+        "ssl-ca-certfile": files["ca"],
+        "ssl-certfile": files["certificate"],
+        "ssl-keyfile": files["key"],
+    }
 
 
 def certify(folder: Path) -> None:

@@ -16,7 +16,7 @@ import httpx
 import uvicorn
 
 from fedbpt_api.errors import ConfigError, FedbptError
-from fedbpt_api.flower.certificates import CERTIFICATES, HOST, certify, free_port
+from fedbpt_api.flower.certificates import CERTIFICATES, HOST, certify, free_port, given, tls_options
 from fedbpt_api.flower.gate import gate
 from fedbpt_api.flower.supernode import keep
 from fedbpt_api.flower.switches import program_of
@@ -60,20 +60,17 @@ async def run_link(
         ) from error
     folder = folder.resolve()
     certify(folder / "inner")
-    files = {part: folder / "inner" / name for part, name in CERTIFICATES.items()}
+    authority = folder / "inner" / CERTIFICATES["ca"]
     inner = free_port()
-    write_connection(folder / "flwr", f"{HOST}:{inner}", files["ca"])
-    command = [
-        program_of("flower-superlink"),
-        "--enable-supernode-auth",
-        "--host",
-        HOST,
-        "--port",
-        str(inner),
-    ]
-    command += ["--database", str(folder / "superlink.db"), "--ssl-ca-certfile", str(files["ca"])]
-    command += ["--ssl-certfile", str(files["certificate"]), "--ssl-keyfile", str(files["key"])]
-    trusted = ssl.create_default_context(cafile=str(files["ca"]))
+    write_connection(folder / "flwr", f"{HOST}:{inner}", authority)
+    options = {
+        "host": HOST,
+        "port": inner,
+        "database": folder / "superlink.db",
+        **tls_options(folder / "inner"),
+    }
+    command = [program_of("flower-superlink"), "--enable-supernode-auth", *given(options)]
+    trusted = ssl.create_default_context(cafile=str(authority))
     superlink = httpx.AsyncClient(
         base_url=f"https://{HOST}:{inner}", verify=trusted, timeout=_SECONDS, trust_env=False
     )

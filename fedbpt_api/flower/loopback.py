@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Final
 
 from fedbpt_api.errors import FedbptError
-from fedbpt_api.flower.certificates import CERTIFICATES, HOST, certify, free_port, keys
+from fedbpt_api.flower.certificates import CERTIFICATES, HOST, certify, free_port, given, keys, tls_options
 from fedbpt_api.flower.link import NAME
 from fedbpt_api.flower.switches import program_of, quiet
 
@@ -187,26 +187,12 @@ class Loopback:
         """The certificate that vouches for the SuperLink."""
         return self.folder / CERTIFICATES["ca"]
 
-    def _tls(self) -> dict[str, object]:
-        """A server's options for TLS."""
-        files = {part: self.folder / name for part, name in CERTIFICATES.items()}
-        return {
-            "ssl-ca-certfile": files["ca"],
-            "ssl-certfile": files["certificate"],
-            "ssl-keyfile": files["key"],
-        }
-
     def _inner(self) -> dict[str, object]:
         """Between a SuperNode and the app that it starts: a port of its own, and TLS too."""
-        return {"host": HOST, "port": free_port(), **self._tls()}
+        return {"host": HOST, "port": free_port(), **tls_options(self.folder)}
 
     def _environment(self) -> dict[str, str]:
         return quiet({**os.environ, **self.environment, "FLWR_HOME": str(self.folder / "flwr")})
-
-
-def given(options: Mapping[str, object]) -> list[str]:
-    """Options as words of a command."""
-    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
 
 
 def _signal(process: subprocess.Popen[bytes], how: signal.Signals) -> None:

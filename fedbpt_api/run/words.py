@@ -25,10 +25,10 @@ async def choose_words(parties: Parties, assessor: Assessor) -> None:
         texts = {client.name: client.n_train for client in parties.clients if client.name in answers.got}
         got = [pairs for _, pairs in sorted(bounded(answers.got, texts).items())]
         lists = [tuple(pair for pair in pairs if pair[0] not in begun) for pairs in got]
-        words = merge_words(lists, parties.label_tokens, wanted)
+        named = len(words) + sum(map(len, lists))
+        words = merge_words(lists, words, named if parties.reached else wanted)
         if parties.reached:
-            most = len(parties.label_tokens) + sum(map(len, lists))
-            words = await _of_this_model(parties, merge_words(lists, parties.label_tokens, most), wanted)
+            words = await _of_this_model(parties, words, wanted)
         parties.count_bytes({n: len(encode(WordSums.of(p))) for n, p in answers.got.items()}, {})
     await parties.use_words(words)
 
