@@ -73,13 +73,17 @@ async def run_suite(
     return entries, failed
 
 
-def finished(suite: Suite, out: Path) -> list[Entry]:
-    """The cells that are done already, without running any."""
-    return [
-        Entry.of(cell, suite.variant(cell.method).base, read_result(out / "runs" / cell.folder))
-        for cell in cells(suite)
-        if is_finished(out / "runs" / cell.folder)
-    ]
+def finished(suite: Suite, out: Path, also: Sequence[Entry] = ()) -> list[Entry]:
+    """The cells that are done already, here or elsewhere, without running any."""
+    elsewhere = {entry.cell: entry for entry in also}
+    found = list[Entry]()
+    for cell in cells(suite):
+        folder = out / "runs" / cell.folder
+        if is_finished(folder):
+            found.append(Entry.of(cell, suite.variant(cell.method).base, read_result(folder)))
+        elif cell in elsewhere:
+            found.append(elsewhere[cell])
+    return found
 
 
 def _tuner(folder: Path, settings: Settings, task: Task) -> Tuner:

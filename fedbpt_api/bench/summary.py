@@ -16,6 +16,7 @@ import orjson
 
 from fedbpt_api.bench.grid import Cell
 from fedbpt_api.bench.plot import Curve, curves_svg
+from fedbpt_api.errors import ConfigError
 from fedbpt_api.methods import RECIPES
 from fedbpt_api.run.ensemble import ORIGIN
 from fedbpt_api.run.result import ALL_CLIENTS, RunResult
@@ -88,6 +89,10 @@ class Entry:
         )
 
     @property
+    def cell(self) -> Cell:
+        return Cell(self.task, self.split, self.method, self.budget, self.seed)
+
+    @property
     def fall(self) -> float:
         """How far development accuracy in the last tenth of the curve lies below its best; 0 without one."""
         known = [(scored, accuracy) for scored, _, accuracy in self.curve if math.isfinite(accuracy)]
@@ -108,6 +113,26 @@ def _curve(folder: Path) -> Iterator[Point]:
                 best, point = line["loss"], (line["dev_loss"], line["dev_accuracy"])
             if "scored" in line:  # earlier versions did not write it
                 yield line["scored"], *point
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """The runs of a results.json that `summarise` wrote, here or on another machine.
+
+    Raises:
+        ConfigError: It cannot be read, or is something else.
+    """
+    try:
+        runs = orjson.loads(path.read_bytes())["runs"]
+        return [Entry(**{**run, "curve": tuple(_point(*point) for point in run["curve"])}) for run in runs]
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})", "check the path") from None
+    except (ValueError, TypeError, KeyError):
+        raise ConfigError(f"{path} is no results.json of a bench", "name one that a bench wrote") from None
+
+
+def _point(scored: int, loss: float | None, accuracy: float | None) -> Point:
+    """JSON has no NaN: what was not known yet is null there."""
+    return scored, math.nan if loss is None else loss, math.nan if accuracy is None else accuracy
 
 
 def summarise(entries: Iterable[Entry], out: Path, head: Mapping[str, str]) -> str:

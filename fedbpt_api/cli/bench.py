@@ -20,6 +20,7 @@ import typer
 from fedbpt_api.bench import Cell, cells, load_suite, run_suite, summarise
 from fedbpt_api.bench.runner import finished
 from fedbpt_api.bench.suite import Suite
+from fedbpt_api.bench.summary import read_entries
 from fedbpt_api.cli.output import err
 from fedbpt_api.errors import FedbptError
 from fedbpt_api.run.result import ALL_CLIENTS, RunResult
@@ -33,15 +34,21 @@ def bench(
         list[str] | None,
         typer.Option(help="Only cells that match TASK/SPLIT/METHOD/BUDGET/SEED, * for any; may be repeated."),
     ] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(help="results.json of runs made elsewhere, not run again; may be repeated."),
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be run, and run nothing.")] = False,
     table: Annotated[bool, typer.Option("--table", help="Only put together what is finished.")] = False,
 ) -> None:
     """Run a grid of tasks, recipes, budgets and seeds; what is finished is kept, what was stopped goes on."""
     loaded = load_suite(suite)
     patterns = only or ["*"]
+    elsewhere = [entry for path in also or () for entry in read_entries(path)]
+    known = {entry.cell for entry in elsewhere}
 
     def wanted(cell: Cell) -> bool:
-        return any(fnmatch(cell.folder.as_posix(), pattern) for pattern in patterns)
+        return cell not in known and any(fnmatch(cell.folder.as_posix(), pattern) for pattern in patterns)
 
     if plan:
         _plan(loaded, [cell for cell in cells(loaded) if wanted(cell)])
@@ -52,10 +59,12 @@ def bench(
         watch = _Watch(sum(map(wanted, cells(loaded))))
         failed = asyncio.run(watch.run(loaded, out, wanted))
         stopped = watch.stopped
-    entries = finished(loaded, out)
+    entries = finished(loaded, out, elsewhere)
     if not entries:
         raise FedbptError(f"nothing in {out} is finished yet", "run it without --table")
-    command = f"fedbpt bench {shlex.quote(str(suite))} --out {shlex.quote(str(out))}"
+    command = shlex.join(
+        ["fedbpt", "bench", str(suite), "--out", str(out), *(f"--also={path}" for path in also or ())]
+    )
     head = {
         "command": command,
         "fedbpt-api": version("fedbpt-api"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from fedbpt_api.bench import Cell, cells, load_suite, run_suite, summarise
 from fedbpt_api.bench.grid import prepared
 from fedbpt_api.bench.runner import finished
-from fedbpt_api.bench.summary import Entry
+from fedbpt_api.bench.summary import Entry, read_entries
 from fedbpt_api.data import write_examples
 from fedbpt_api.errors import ConfigError, FedbptError
 from fedbpt_api.run.result import RunResult
@@ -134,6 +135,30 @@ async def test_the_tables_have_every_run(suite: Path, tmp_path: Path) -> None:
         ElementTree.parse(out / plot)  # well-formed
     private = {row.text for row in make_examples(120, seed=5)}
     assert not any(row in (out / "results.json").read_text() for row in private if len(row) > 20)
+
+
+def test_runs_made_elsewhere_are_not_made_again(suite: Path, tmp_path: Path) -> None:
+    loaded, there, here = load_suite(suite), tmp_path / "there", tmp_path / "here"
+    asyncio.run(run_suite(loaded, there, only=lambda cell: cell.method == "short" and cell.seed == 1))
+    summarise(finished(loaded, there), there, {})
+    results = there / "results.json"
+    assert repr(read_entries(results)) == repr(finished(loaded, there))  # a curve may hold NaN
+    done = fedbpt("bench", suite, "--out", here, "--only", "toy/one/short/*", "--also", results)
+    assert done.exit_code == 0, done.output
+    made = {path.parent.relative_to(here / "runs").as_posix() for path in here.rglob("result.json")}
+    assert made == {"toy/one/short/400/2", "toy/one/short/700/2"}
+    entries = {entry.cell: entry for entry in read_entries(here / "results.json")}
+    assert len(entries) == 4 + 2
+    assert all(repr(entries[entry.cell]) == repr(entry) for entry in finished(loaded, there))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"runs": [{"task": "toy"}]}', '{"runs": 3}'])
+def test_what_is_no_results_file_is_refused(suite: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "results.json").write_text(text, encoding="utf-8")
+    for path in (tmp_path / "results.json", tmp_path / "none.json"):
+        told = fedbpt("bench", suite, "--out", tmp_path / "out", "--also", path)
+        assert told.exit_code == 2 and path.name in told.output
+    assert not (tmp_path / "out").exists()
 
 
 async def test_runs_of_two_versions_of_a_suite_are_not_mixed(suite: Path, tmp_path: Path) -> None:
