@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the program does; before numpy is imported
+
 import pytest
 from hypothesis import HealthCheck, settings
 
