@@ -130,12 +130,22 @@ class Channel:
         finally:  # a party answers in order, so it is done with all that it was asked before
             for done in [one for one in self._granted_to if one <= number]:
                 self._run.settle(self._granted_to.pop(done), Usage())
+        return self._inner(answer, kind, enough=grant.scored >= need)
+
+    def _inner(self, answer: Envelope, kind: str, *, enough: bool) -> Envelope:
+        """What an answer says, or why it is none.
+
+        Args:
+            answer: A party's.
+            kind: What it was asked.
+            enough: Whether it was granted all that it may need.
+        """
         inner = answer.fields.get("answer")
         if not isinstance(inner, dict):
             raise MessageError(f"{self.facts.name} answers {kind!r} with something else")
         own = inner.get("own") is True
         ended = inner.get("spent") is True or (answer.kind == "spent" and not own)
-        if self.apart and ended and grant.scored >= need:
+        if self.apart and ended and enough:
             raise FedbptError(  # which would end the run for all
                 f"{self.facts.name} says that the run's budget is spent, but was granted all that it needs",
                 "has it lost the folder that keeps its scores?",

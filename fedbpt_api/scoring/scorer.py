@@ -42,6 +42,7 @@ class Scorer:
         stopping: Asked before each request; True makes the scorer raise `Stopped`.
         journal: Where answers are kept before they are used; nowhere without one.
         shelf: Answers that other runs have paid for, where the shared store is used.
+        test: Whether its answers are the test's, and are kept as such.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Scorer:
         stopping: Callable[[], bool] = lambda: False,
         journal: Journal | None = None,
         shelf: Shelf | None = None,
+        *,
+        test: bool = False,
     ) -> None:
         self.backend = backend
         self.budget = budget
@@ -58,7 +61,7 @@ class Scorer:
         self.journal = journal
         self.shelf = shelf
         self._stopping = stopping
-        self._test = False
+        self._test = test
         self._known = Known()
         self._sent: dict[Pair, asyncio.Task[None]] = {}
         self._claims: dict[Pair, asyncio.Future[None]] = {}  # who is about to ask for a pair
@@ -68,8 +71,7 @@ class Scorer:
 
     def beside(self, budget: Budget) -> Scorer:
         """Another scorer of the same server, journal and words, for the test, whose cost `budget` counts."""
-        scorer = Scorer(self.backend, budget, self._stopping, self.journal, self.shelf)
-        scorer._test = True
+        scorer = Scorer(self.backend, budget, self._stopping, self.journal, self.shelf, test=True)
         scorer.use_words(self.words)
         return scorer
 
