@@ -171,7 +171,9 @@ class Assessor:
     async def _enter(self, assessment: Assessment, origin: str) -> Assessment:
         """Remember and tell what was measured."""
         prompt = assessment.prompt
-        if self._noisy and self.known and assessment.beats(self.best()):
+        # Joined prompts are made of scores that are there, when the budget may be spent: no call is needed.
+        searched = not isinstance(prompt, Ensemble)
+        if searched and self._noisy and self.known and assessment.beats(self.best()):
             rival = self.best()
             for doubted in (rival, assessment):
                 self.known[doubted.prompt] = await self._again(doubted)

@@ -103,6 +103,18 @@ async def test_an_ensemble_is_chosen_without_a_call_and_beats_what_the_user_gave
     assert tested[1] == tested[0] + 30 * len(prompt.joined)  # each member is asked about the 30 test texts
 
 
+@pytest.mark.parametrize("budget", range(400, 1000, 75))
+async def test_on_a_noisy_server_too_it_is_chosen_without_a_call(
+    rough: Toys, tmp_path: Path, budget: int
+) -> None:
+    rough["toy"].noise = 0.3
+    changes: dict[str, object] = {**CHANGES, "search.rounds": None, "budget.scored": budget}
+    result = await run_toy(make_task(), changes, tmp_path)
+    assert result.stopped == "budget" and result.rounds[-1].scored == 0
+    assert scored(result) <= budget
+    assert TunedPrompt.load(tmp_path).joined
+
+
 async def test_its_file_comes_back_and_classifies_as_the_run_did(rough: Toys, tmp_path: Path) -> None:
     prompt, _, seed = await _run(tmp_path)
     assert TunedPrompt.from_dict(prompt.to_dict()) == prompt
