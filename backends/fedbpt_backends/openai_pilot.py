@@ -20,7 +20,7 @@ _SAMPLES = ("The weather is", "My brother and my sister went to the")
 _COUNTING = "Count to ten in words.\none, two, three, four, five, six,"
 _NEXT = " seven"  # a new answer never begins with a blank
 _REPEATS = 3
-_PATIENCE = 5  # times that a question is asked when its list is spoiled
+_PATIENCE = 12  # times that a question is asked: beside a run that names words half of the lists are spoiled
 _APART = 0.5  # nats between two answers to the same question, when one is in a list; batches differ a little
 _NUMBER = re.compile(r"\d+")
 

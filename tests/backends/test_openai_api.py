@@ -234,7 +234,7 @@ async def test_a_server_that_takes_one_prompt_is_asked_one_by_one() -> None:
 
 
 async def test_lists_that_another_s_request_has_spoiled_are_asked_for_again() -> None:
-    fake = FakeOpenAI(spoil=2)
+    fake = FakeOpenAI(spoil=8)
     async with fake.serve() as backend:
         assert backend.info.max_words == 20
         fake.spoil = 3
