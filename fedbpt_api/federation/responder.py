@@ -292,7 +292,7 @@ def discreet(error: FedbptError | TimeoutError) -> FedbptError:
     """
     if isinstance(error, MessageError | FitError):
         return error
-    _LOG.error("a question failed: %s", error or "no answer in time")
+    _LOG.error("a question failed: %s", str(error) or "no answer in time")
     if isinstance(error, QuotaError):
         return QuotaError("no more can be paid for there")
     what = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Final
 
 from fedbpt_api.methods.searching import Searching, Stop
 from fedbpt_api.prompts.space import Asked
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import BudgetSpent
+
+A_ROUND: Final = 4
+"""Draws that are judged, and noted, together."""
 
 Draw = Callable[[], Awaitable[tuple[Asked, Floats | None]]]
 """Draws a prompt and, where it was drawn in the run's space, its point."""

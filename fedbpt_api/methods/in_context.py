@@ -12,7 +12,7 @@ import itertools
 
 import numpy as np
 
-from fedbpt_api.methods.drawing import Plan, judge_draws
+from fedbpt_api.methods.drawing import A_ROUND, Plan, judge_draws
 from fedbpt_api.methods.searching import Searching, Stop
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.run.assess import START
@@ -20,7 +20,6 @@ from fedbpt_api.task import Example
 
 _PURPOSE = 63
 _MOST = 16  # examples a label
-_DRAWS = 4  # judged in a round, over the numbers of examples in turn
 _PATIENCE = 50  # draws in a row that do not fit
 
 
@@ -40,7 +39,7 @@ async def search(run: Searching) -> Stop:
     async def draw() -> tuple[Ids, None]:
         return await _drawn(run, pool, next(turn), rng), None
 
-    return await judge_draws(run, draw, Plan("examples of the clients", _DRAWS, _PATIENCE))
+    return await judge_draws(run, draw, Plan("examples of the clients", A_ROUND, _PATIENCE))
 
 
 def _given_up(run: Searching) -> list[list[Example]]:

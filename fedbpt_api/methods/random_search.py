@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedbpt_api.methods.drawing import Plan, judge_draws
+from fedbpt_api.methods.drawing import A_ROUND, Plan, judge_draws
 from fedbpt_api.methods.searching import Searching, Stop
 from fedbpt_api.prompts.space import Asked
 from fedbpt_api.run.origins import choose_origin
 from fedbpt_api.scoring.backend import Floats
 
 _PURPOSE = 61
-_ROUND = 4  # prompts that are noted together
 _MOST_STALE = 2000  # draws in a row that were known already
 
 
@@ -29,4 +28,4 @@ async def search(run: Searching) -> Stop:
         z: Floats = sigma * rng.standard_normal(space.dimension)
         return space.decode(z), z
 
-    return await judge_draws(run, draw, Plan("random", _ROUND, _MOST_STALE, sigma))
+    return await judge_draws(run, draw, Plan("random", A_ROUND, _MOST_STALE, sigma))

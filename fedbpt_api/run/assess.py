@@ -18,6 +18,7 @@ from fedbpt_api.federation.tally import Sums
 from fedbpt_api.prompts.space import Asked, Ensemble, Ids, members_of
 from fedbpt_api.prompts.tuned import TunedPrompt, shown_together
 from fedbpt_api.run.assessment import SPREAD, Assessment, beyond, total
+from fedbpt_api.run.at_hand import AtHand, at_hand
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.parties import Parties
@@ -28,7 +29,8 @@ from fedbpt_api.verbalizer import Answering, FitError, FitReport, Kind, Verbaliz
 
 R = TypeVar("R")
 START = "start"  # the origin of the user's own prompts
-_QUIET = 1e-3  # nats; less noise in a log-probability changes no choice
+QUIET = 1e-3
+"""Nats; less noise in a log-probability changes no choice."""
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Assessor:
         centre: The prompt that is being searched around, once there is one.
         chosen: The result, where it is not simply the prompt with the smallest held-out loss.
         made_up: Whether losses are, as in an estimate: then nobody is suspected for them.
+        ended: Whether the search has: who would have to score for an answer has none then.
     """
 
     parties: Parties
@@ -52,6 +55,7 @@ class Assessor:
     centre: Assessment | None = None
     chosen: Assessment | None = None
     made_up: bool = False
+    ended: bool = False
 
     def best(self) -> Assessment:
         """The choice: the prompt with the smallest held-out loss, the earlier one where two are equal.
@@ -136,7 +140,7 @@ class Assessor:
     async def _matched(self, prompt: Asked) -> Verbalizer:
         """A bias from sums alone."""
         parties = self.parties
-        answers = await self.ask(lambda c: c.label_sums(prompt, parties.groups))
+        answers = await self.ask(lambda c: c.label_sums(prompt, parties.groups), self._scored(prompt))
         counts = np.zeros(len(parties.groups))
         for client in parties.clients:
             if client.name in answers.got:
@@ -155,11 +159,11 @@ class Assessor:
         if self._with_noise and fixed is None:
             fixed = await self._matched(prompt)
         if fixed is None:
-            verbalizer, report = await self.fit(prompt, self.settings.verbalizer.kind)
+            verbalizer, report = await self.fit(prompt, self.settings.verbalizer.kind, self._scored(prompt))
             train = {name: Sums(n, loss) for name, (n, loss) in report.held_out.items()}
         else:
             verbalizer = fixed
-            train = (await self.ask(lambda c: c.evaluate(prompt, fixed, "train"))).got
+            train = (await self.ask(lambda c: c.evaluate(prompt, fixed, "train"), self._scored(prompt))).got
         sums: Answers[Sums] = Answers()
         if joined or self._with_noise or self._promising(train):
             sums = await self.ask(lambda c: c.evaluate(prompt, verbalizer), train)
@@ -167,6 +171,12 @@ class Assessor:
         z = z if isinstance(prompt, Soft) else None
         floor = self.centre.train if self.centre and not self._unsearched(prompt) else {}
         return Assessment(prompt, text, verbalizer, train, dict(sums.got), floor, z, fixed=given)
+
+    def _scored(self, prompt: Asked) -> frozenset[str] | None:
+        """Of a joined prompt, who has answered for all its members, so that no call is needed; None: all."""
+        if not isinstance(prompt, Ensemble):
+            return None
+        return frozenset.intersection(*(self.known[member].clients for member in prompt.members))
 
     async def _enter(self, assessment: Assessment, origin: str) -> Assessment:
         """Remember and tell what was measured."""
@@ -199,7 +209,7 @@ class Assessor:
     @property
     def _noisy(self) -> bool:
         """Whether a server answers the same question differently."""
-        return any(c.info.noise > _QUIET for c in self.parties.clients)
+        return any(c.info.noise > QUIET for c in self.parties.clients)
 
     async def _again(self, doubted: Assessment) -> Assessment:
         """A prompt with its development texts scored a second time, and the mean of both; once only.
@@ -286,7 +296,8 @@ class Assessor:
         """Put a question to all clients, or to those named; go on while a quorum answers."""
         clients = [c for c in self.parties.clients if names is None or c.name in names]
         federation = self.settings.federation
-        answers = await ask_all(clients, question, federation.timeout)
+        put = (lambda client: at_hand(question(client))) if self.ended else question
+        answers = await ask_all(clients, put, federation.timeout)
         need_quorum(answers, len(clients), federation.quorum)
         self.parties.go_on_without(answers.missing, answers.refused)
         return answers
@@ -304,7 +315,8 @@ class Assessor:
         Raises:
             QuorumError: Too few are left.
         """
-        parties, left, missing = self.parties, list(fits), dict[str, str]()
+        parties, missing = self.parties, dict[str, str]()
+        left: list[Answering] = [AtHand(fit) for fit in fits] if self.ended else list(fits)
         while True:
             try:
                 fitted = await fit_over_clients(left, parties.words, parties.groups, kind=kind)

@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 
 from fedbpt_api.federation.client import Client
+from fedbpt_api.methods.drawing import A_ROUND
+from fedbpt_api.run.assess import QUIET
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.scoring.backend import Usage
@@ -15,7 +17,6 @@ from fedbpt_api.scoring.price import Price
 from fedbpt_api.task import Example
 
 _LINES, _LINE = 24, 20  # of `origins`: lines a label, tokens of a line
-_QUIET = 1e-3  # of `assess`: with more noise in an answer, development texts are scored twice
 _SLACK = 4  # tokens that joining pieces may add to each
 
 
@@ -36,7 +37,10 @@ def _of(client: Client, parties: Parties, settings: Settings, prompt: int) -> Us
     """One client's; under its own limits and the run's."""
     info, search = client.info, settings.search
     inputs = len(info.inputs)
-    dev = client.n_dev * (2 if info.noise > _QUIET else 1)
+    noisy = any(
+        other.info.noise > QUIET for other in parties.clients
+    )  # then development texts are scored twice
+    dev = client.n_dev * (2 if noisy else 1)
     judged = (client.n_train + dev) * inputs
     before = len(settings.prompts) * judged
     if settings.verbalizer.kind == "weighted":
@@ -56,7 +60,10 @@ def _of(client: Client, parties: Parties, settings: Settings, prompt: int) -> Us
     price = client.budget.price
     limits = [_with_money(budget.limits, price) for budget in (client.budget, parties.budget)]
     bounds = [n for limit in limits for n in (limit.scored, limit.tokens) if n is not None]
-    if search.rounds is not None:  # an input has a token at least, so a limit of tokens bounds inputs too
+    if search.algorithm in ("random", "in-context"):
+        each = A_ROUND * judged
+    # An input has a token at least, so a limit of tokens bounds inputs too. Edits are not made in rounds.
+    if search.rounds is not None and search.algorithm != "edits":
         bounds.append(before + search.rounds * each)
     if not bounds:
         return None
@@ -77,6 +84,8 @@ async def _longest_prompt(parties: Parties, settings: Settings) -> int:
     """Tokens of the longest prompt that the search can make."""
     backend, search = parties.backend, settings.search
     own = max([len(await backend.tokenize(text)) for text in settings.prompts])
+    if search.algorithm == "in-context":  # as many examples as the model has room for
+        return parties.room
     most = own + search.positions + 2 * _SLACK
     if search.form != "words":
         encoder = Encoder(backend, parties.task.template, parties.task.label_words)

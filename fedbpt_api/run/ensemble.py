@@ -50,7 +50,7 @@ async def choose_ensemble(assessor: Assessor, most: int) -> Assessment:
     single = [a for a in assessor.known.values() if isinstance(a.prompt, tuple) and a.clients]
     common = _regulars(single)
     judged = [a for a in single if common <= a.clients]
-    if not isinstance(best.prompt, tuple) or best.fixed or len(judged) < 2:
+    if not isinstance(best.prompt, tuple) or best.fixed or not common or len(judged) < 2:
         return best
     members: list[int] = []
     while len(members) < min(most, len(judged)):
@@ -81,8 +81,10 @@ async def average_best(assessor: Assessor, most: int) -> Assessment:
     texts = [(client.n_train, client.n_dev) for client in assessor.parties.clients]
     hidden = _DOUBT * hidden_by_noise(assessor.settings, texts)
     near = sorted((a for a in assessor.known.values() if a.loss <= best.loss + hidden), key=lambda a: a.loss)
-    members = tuple(a.prompt for a in near if isinstance(a.prompt, tuple))[:most]
-    if len(members) < 2 or not isinstance(best.prompt, tuple):
+    near = [a for a in near if isinstance(a.prompt, tuple)][:most]
+    members = tuple(a.prompt for a in near if isinstance(a.prompt, tuple))
+    common = frozenset.intersection(*(a.clients for a in near)) if near else frozenset()
+    if len(members) < 2 or not common or not isinstance(best.prompt, tuple):
         return best
     assessor.chosen = await assessor.assess(Ensemble(members), ORIGIN)
     return assessor.chosen

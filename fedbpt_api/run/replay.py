@@ -76,7 +76,9 @@ async def replay(
         except RunFolderError:
             raise
         except (BudgetSpent, Stopped) as error:
-            differences.append(f"the replay asks for what the run never did ({error or 'it was stopped'})")
+            differences.append(
+                f"the replay asks for what the run never did ({str(error) or 'it was stopped'})"
+            )
         except FedbptError as error:
             if told:  # else it ends where the run was killed
                 differences.append(f"the replay ended early: {error.message}")

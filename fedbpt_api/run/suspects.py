@@ -118,26 +118,28 @@ async def leave_out(assessor: Assessor, name: str, why: str) -> None:
     """
     assessor.parties.leave_out(name, why)
     names = [client.name for client in assessor.parties.clients]
-    found = await side_by_side([_among(assessor, judged, names) for judged in assessor.known.values()])
+    kept = [judged for judged in assessor.known.values() if not judged.train.keys().isdisjoint(names)]
+    found = await side_by_side([_among(assessor, judged, names) for judged in kept])
     assessor.known = {judged.prompt: judged for judged in found}
     if assessor.centre is not None:
-        assessor.centre = assessor.known[assessor.centre.prompt]
+        assessor.centre = assessor.known.get(assessor.centre.prompt, assessor.centre)
     assessor.chosen = None
 
 
 async def _among(assessor: Assessor, judged: Assessment, names: Collection[str]) -> Assessment:
-    """A judged prompt as these parties alone have it, its verbalizer fitted anew."""
+    """A judged prompt as these parties alone have it, as far as they answered, its verbalizer fitted anew."""
     train, dev, floor = (
         {name: sums for name, sums in part.items() if name in names}
         for part in (judged.train, judged.dev, judged.floor)
     )
     if judged.fixed:
         return replace(judged, train=train, dev=dev, floor=floor)
-    fits = await assessor.ask(lambda party: party.fit(judged.prompt, assessor.parties.groups), names)
+    fits = await assessor.ask(lambda party: party.fit(judged.prompt, assessor.parties.groups), train)
     verbalizer, report = await assessor.fitted(list(fits.got.values()), assessor.settings.verbalizer.kind)
     train = {name: Sums(n, loss) for name, (n, loss) in report.held_out.items()}
     if dev:
-        dev = dict((await assessor.ask(lambda party: party.evaluate(judged.prompt, verbalizer), train)).got)
+        told = dev.keys() & train.keys()
+        dev = dict((await assessor.ask(lambda party: party.evaluate(judged.prompt, verbalizer), told)).got)
     return replace(judged, verbalizer=verbalizer, train=train, dev=dev, floor=floor, repeated=False)
 
 

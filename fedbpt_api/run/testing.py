@@ -99,7 +99,9 @@ async def final_test(
         except (QuotaError, RunFolderError):
             raise  # the run ends, and can go on
         except (FedbptError, TimeoutError, BudgetSpent) as error:  # the last one in a replay of such a run
-            parties.warnings.append(f"{client.name} is missing from the test: {error or 'no answer in time'}")
+            parties.warnings.append(
+                f"{client.name} is missing from the test: {str(error) or 'no answer in time'}"
+            )
 
     if parties.apart:
         await side_by_side([test(client) for client in tested])

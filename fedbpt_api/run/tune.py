@@ -199,7 +199,7 @@ class Tuner:
 
     async def _finish(self, parties: Parties, assessor: Assessor, stopped: Stop) -> RunResult:
         """Save the tuned prompt; then read the test texts, once."""
-        suspected = True
+        suspected = assessor.ended = True
         while suspected:
             found = await self._together(parties, assessor)
             testing = stopped != "cancelled" and any(client.n_test for client in parties.clients)

@@ -37,6 +37,7 @@ from fedbpt_api.task import Example
 
 FORMAT: Final = "fedbpt-journal"
 VERSION: Final = 2
+_TELLS_TESTS: Final = 2  # the version from which records do
 _KEY = 16  # bytes
 _HEAD = struct.Struct("<BIIdIIII")  # kind, pairs, values a pair, seconds, and the usage's four numbers
 _NAMED, _LISTS, _COST = 0, 1, 2
@@ -78,23 +79,28 @@ class Past:
     Args:
         records: The journal's payloads.
         place: Its path, for messages.
+        told_apart: Whether records say if they are the test's; in version 1 they did not.
     """
 
-    def __init__(self, records: Sequence[memoryview], place: Path) -> None:
+    def __init__(self, records: Sequence[memoryview], place: Path, told_apart: bool = True) -> None:
         heads = [_head(payload, place) for payload in records]
         pairs = np.array([head.pairs for head in heads], dtype=np.int64)
         keys = b"".join(
             bytes(r[_HEAD.size : _HEAD.size + h.pairs * _KEY]) for r, h in zip(records, heads, strict=True)
         )
-        halves = np.frombuffer(keys, dtype="<u8").reshape(-1, 2)
-        order = np.argsort(halves[:, 0], kind="stable")
-        self._halves, self._order = halves[order], order
         self._of = np.repeat(np.arange(len(heads)), pairs)  # the record of each pair
+        halves = np.frombuffer(keys, dtype="<u8").reshape(-1, 2)
+        tested = np.array([head.test for head in heads], dtype=bool)[self._of]
+        self._sorted = {}  # halves of keys, and which pairs they are: of the search, and of the test
+        for test in (False, True):
+            own = np.flatnonzero(tested == test) if told_apart else np.arange(len(halves))
+            order = own[np.argsort(halves[own, 0], kind="stable")]
+            self._sorted[test] = halves[order], order
         self._first = np.concatenate([[0], np.cumsum(pairs)])  # the first pair of each record
         self._records, self._heads, self._place = list(records), heads, place
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._of)
 
     @property
     def seconds(self) -> float:
@@ -119,14 +125,15 @@ class Past:
         failed = (head.usage for head in self._heads if head.kind == _COST and head.test == test)
         return sum(failed, Usage())
 
-    def find(self, keys: Sequence[bytes]) -> list[int | None]:
-        """For each key the number of its pair, or None."""
-        if not len(self):
+    def find(self, keys: Sequence[bytes], *, test: bool = False) -> list[int | None]:
+        """For each key the number of its pair in the search, or in the test, or None."""
+        halves, order = self._sorted[test]
+        if not len(order):
             return [None] * len(keys)
         wanted = np.frombuffer(b"".join(keys), dtype="<u8").reshape(-1, 2)
-        at = np.minimum(np.searchsorted(self._halves[:, 0], wanted[:, 0]), len(self) - 1)
-        same = (self._halves[at] == wanted).all(axis=1)
-        pairs = zip(self._order[at].tolist(), same.tolist(), strict=True)
+        at = np.minimum(np.searchsorted(halves[:, 0], wanted[:, 0]), len(order) - 1)
+        same = (halves[at] == wanted).all(axis=1)
+        pairs = zip(order[at].tolist(), same.tolist(), strict=True)
         return [pair if found else None for pair, found in pairs]
 
     def rows(self, pairs: Sequence[int]) -> Rows:
@@ -191,7 +198,7 @@ class Journal:
             raise RunFolderError(
                 f"{path} was written for other texts", "use the data files that the run began with"
             )
-        self.past = Past(found.payloads, path)
+        self.past = Past(found.payloads, path, found.header.get("version", VERSION) >= _TELLS_TESTS)
         self._file = None if ended else RecordFile(path, header, found.whole if there else None)
 
     def key(self, asked: bytes, text: EncodedText) -> bytes:

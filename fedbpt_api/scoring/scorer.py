@@ -221,7 +221,8 @@ class Scorer:
         """Those of `numbers` that an earlier session has the answers to: they are put into `block`."""
         if self.journal is None or not numbers or not len(past := self.journal.past):
             return frozenset()
-        found = past.find([self.journal.key(call.asked, call.texts[n]) for n in numbers])
+        keys = [self.journal.key(call.asked, call.texts[n]) for n in numbers]
+        found = past.find(keys, test=self._test)
         pairs = {n: pair for n, pair in zip(numbers, found, strict=True) if pair is not None}
         if pairs:
             places = list(pairs.values())

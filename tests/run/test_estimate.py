@@ -21,7 +21,7 @@ from fedbpt_api.run.prices import price_of
 from fedbpt_api.run.schema import PriceSettings
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.backend import BackendInfo
-from toy import ALIKE, Toys, make_task
+from toy import ALIKE, ToyBackend, Toys, make_task
 from toy_runs import fedbpt, installed_toys, make_settings, make_values, run_toy, scored, write_config
 
 PRICE: dict[str, object] = {"input": 100.0, "cached": 10.0, "output": 400.0}
@@ -86,6 +86,25 @@ def test_a_run_never_takes_more_than_it_was_said_to_take_at_most(**drawn: object
     _bounded(most["*"], {key: sum(counts[key] for counts in result.spent.values()) for key in keys})
     for figures in (made.total, made.low, made.high):
         _bounded(most["*"], {key: getattr(figures, key) for key in keys})
+
+
+@pytest.mark.parametrize("algorithm", ["prompts", "rounds", "random", "in-context", "edits"])
+async def test_the_most_holds_for_every_search_and_beside_a_noisy_server(toys: Toys, algorithm: str) -> None:
+    toys.opened["toy"], toys.opened["own"] = ToyBackend(noise=0.5, ripple=1.5), ToyBackend(ripple=1.5)
+    changes: dict[str, object] = {
+        "budget.scored": 10_000,
+        "search.rounds": 2,
+        "search.algorithm": algorithm,
+        "search.minibatch": 2,
+        "verbalizer.kind": "bias",
+        "clients.1.backend": {"kind": "toy", "name": "own"},
+    }
+    task = make_task(2, train=10, dev=40, test=2)
+    made = await estimate(make_settings(task, changes), task, probes=0)
+    result = await run_toy(task, changes)
+    most = {figures.client: figures.scored for figures in made.most}
+    assert all(counts["scored"] <= most[name] for name, counts in result.spent.items())
+    assert scored(result) <= most["*"]
 
 
 def _bounded(most: Figures, spent: dict[str, int | float]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,17 @@ async def test_a_replay_asks_nobody_and_is_the_same_to_the_bit(toys: Toys, tmp_p
     assert found.answers == scored(whole) and found.rounds == len(whole.rounds) - 1
     assert not toys.opened
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+async def test_a_replay_is_the_same_where_test_texts_are_among_the_others(
+    toys: Toys, tmp_path: Path, noise: float
+) -> None:
+    toys["toy"].noise = noise
+    clients = tuple(replace(client, test=client.dev + client.train) for client in TASK.clients)
+    task = replace(TASK, clients=clients)
+    await run_toy(task, {"search.algorithm": "prompts", "verbalizer.kind": "bias"}, tmp_path / "run")
+    assert (await replay(tmp_path / "run", task)).differences == ()
 
 
 @pytest.mark.parametrize("left", [5, 40, 80])

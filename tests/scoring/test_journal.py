@@ -193,6 +193,21 @@ def test_an_earlier_session_s_answers_are_found_by_key(
     assert past.seconds == made[-1].seconds
 
 
+def test_the_test_s_answers_are_apart_from_the_search_s(tmp_path: Path) -> None:
+    """A text may be in both; each has paid for its own answer."""
+    path, key = tmp_path / "x", b"k" * 16
+    journal = Journal(path, b"secret")
+    for value, test in ((1.0, False), (2.0, True)):
+        journal.append([key], np.full((1, 2), value, np.float32), Usage(1, 1, 0, 1), test=test)
+    journal.append([b"s" * 16], np.zeros((1, 2), np.float32), Usage(1, 1, 0, 1))
+    journal.close()
+    past = Journal(path, b"secret", Stopped()).past
+    for value, test in ((1.0, False), (2.0, True)):
+        (pair,) = past.find([key], test=test)
+        assert pair is not None and past.rows([pair]).tolist() == [[value, value]]
+    assert past.find([b"s" * 16], test=True) == [None]
+
+
 def test_a_scored_example_takes_at_most_60_bytes_for_two_words_and_4_for_each_further(tmp_path: Path) -> None:
     for width in (2, 3, 128):
         path = tmp_path / f"{width}.journal"
