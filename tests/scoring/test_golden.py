@@ -28,6 +28,7 @@ def test_the_journal_of_version_1() -> None:
     assert (past.scored, past.lost(), past.seconds) == (5, Usage(0, 33, 0, 1), 4.0)
     (pair,) = past.find([b"s" * 16])
     assert pair is not None and past.usage([pair]) == Usage()
+    assert past.find([b"s" * 16], test=True) == [pair]  # it did not say whose it was
 
 
 def test_the_journal_of_version_2() -> None:
