@@ -43,8 +43,9 @@ async def ranks_as_native(openai: Backend, native: Backend, api: str, templated:
     assert found.usage.prompt_tokens == sum(len(prompt) for prompt in prompts)
     apart = np.abs(found.logprobs - rows)[kept]
     assert np.median(apart) < 0.02, apart
+    alike = 0.99 - native.info.noise / 2  # 0.99 where answers do not vary
     for label in range(len(WORDS)):
-        assert spearmanr(found.logprobs[kept, label], rows[kept, label]).statistic >= 0.99
+        assert spearmanr(found.logprobs[kept, label], rows[kept, label]).statistic >= alike
     return int(kept.sum())
 
 

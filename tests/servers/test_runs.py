@@ -70,7 +70,9 @@ def replayed(run: Path, tmp_path: Path) -> None:
     assert found["differences"] == [] and found["answers"] > 0
 
 
-def test_words_are_tuned_and_evaluated(demo: Path, tests: Path, tmp_path: Path, vllm_url: str) -> None:
+def test_words_are_tuned_and_evaluated(
+    demo: Path, tests: Path, tmp_path: Path, vllm_url: str, vllm_noise: float
+) -> None:
     run = tmp_path / "run"
     result = tune(demo, run, *on(vllm_url), "budget.scored=1300", "search.rounds=2")
     spent = result["spent"].values()
@@ -78,13 +80,13 @@ def test_words_are_tuned_and_evaluated(demo: Path, tests: Path, tmp_path: Path, 
     rows = {row["method"]: row for row in result["test"]["rows"] if row["client"] == "*"}
     assert rows["tuned"]["accuracy"] > rows["start+bias"]["accuracy"] + 0.10
     own = accuracy(run, tests, "--set", f"base_url={vllm_url}")
-    assert own == pytest.approx(100 * rows["tuned"]["accuracy"], abs=0.5)
+    assert own == pytest.approx(100 * rows["tuned"]["accuracy"], abs=0.5 + 25 * vllm_noise)
     assert json.loads((run / "versions.json").read_bytes())["backend way"] == "logprob_token_ids"
     replayed(run, tmp_path)
 
 
 def test_vectors_are_tuned_evaluated_and_exported(
-    demo: Path, tests: Path, tmp_path: Path, vllm_url: str, vllm_weights: Path
+    demo: Path, tests: Path, tmp_path: Path, vllm_url: str, vllm_noise: float, vllm_weights: Path
 ) -> None:
     run = tmp_path / "run"
     prompts = 'prompts=["Sentiment analysis of tweets.\\n"]'
@@ -98,7 +100,7 @@ def test_vectors_are_tuned_evaluated_and_exported(
     records = [r for n in range(4) for r in read_journal(run / f"scores-{n}.journal")]
     assert sum(r.usage.scored for r in records) >= sum(c["scored"] for c in result["spent"].values())
     own = accuracy(run, tests, "--set", f"base_url={vllm_url}")
-    assert own == pytest.approx(100 * rows["tuned"]["accuracy"], abs=0.5)
+    assert own == pytest.approx(100 * rows["tuned"]["accuracy"], abs=0.5 + 25 * vllm_noise)
     replayed(run, tmp_path)
 
     prompt = TunedPrompt.load(run)

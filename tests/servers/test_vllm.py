@@ -125,7 +125,8 @@ async def test_other_ways_give_the_same_label_probabilities(vllm_url: str, vllm:
         await other.aclose()
     kept = theirs.exact.all(axis=1)
     assert kept.mean() > 0.5
-    np.testing.assert_allclose(theirs.logprobs[kept], ours.logprobs[kept], atol=0.1)
+    varies = 5 * vllm.info.noise
+    np.testing.assert_allclose(theirs.logprobs[kept], ours.logprobs[kept], atol=0.1 + varies)
     if way == "choice":
         assert kept.all()
 
