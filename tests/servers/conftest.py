@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fedbpt_api.scoring.registry import open_backend
 from servers import vllm_cpu
 
 
@@ -21,20 +19,6 @@ def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         return
     with vllm_cpu.serve(log=tmp_path_factory.mktemp("vllm") / "server.log") as url:
         yield url
-
-
-@pytest.fixture(scope="session")
-def vllm_noise(vllm_url: str) -> float:
-    """Nats by which this server's answers vary: 0 on most processors, .05 on those with AMX."""
-
-    async def measured() -> float:
-        backend = await open_backend("vllm", base_url=vllm_url)
-        try:
-            return backend.info.noise
-        finally:
-            await backend.aclose()
-
-    return asyncio.run(measured())
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.servers
 
 
 class TestConformance(BackendConformance):
+    NOISE = BATCH_NOISE = 2 * vllm_cpu.STEP
+
     @pytest.fixture(autouse=True, params=["completions", "chat"])
     def _server(self, request: pytest.FixtureRequest, vllm_url: str) -> None:
         self._options = {"base_url": f"{vllm_url}/v1", "api": request.param}

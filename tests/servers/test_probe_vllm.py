@@ -8,6 +8,7 @@ import pytest
 
 from fedbpt_backends.asking import Finding
 from fedbpt_backends.survey import survey
+from servers import vllm_cpu
 
 
 def check_vllm(findings: Mapping[str, Finding]) -> None:
@@ -36,7 +37,7 @@ def check_vllm(findings: Mapping[str, Finding]) -> None:
     assert findings["list prompts"].value == "up to 1024"
     assert findings["named-token logprobs"].value == "up to 128"
     assert findings["top-k list"].value == "200"
-    assert float(findings["noise"].value) < 0.05
+    assert float(findings["noise"].value) < vllm_cpu.STEP
 
 
 @pytest.mark.servers

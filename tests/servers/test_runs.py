@@ -18,6 +18,7 @@ from fedbpt_api.scoring.journal import read_journal
 pytestmark = pytest.mark.servers
 TWEETS = Path(__file__).parents[2] / "examples" / "tweets"
 PARTIES = ("airlines", "cars", "football", "phone-maker")
+ROUNDED = 1.5  # points that the rounding of another batch or format may change on 600 tweets
 
 
 def fedbpt(*arguments: object, code: int = 0) -> str:
@@ -70,9 +71,7 @@ def replayed(run: Path, tmp_path: Path) -> None:
     assert found["differences"] == [] and found["answers"] > 0
 
 
-def test_words_are_tuned_and_evaluated(
-    demo: Path, tests: Path, tmp_path: Path, vllm_url: str, vllm_noise: float
-) -> None:
+def test_words_are_tuned_and_evaluated(demo: Path, tests: Path, tmp_path: Path, vllm_url: str) -> None:
     run = tmp_path / "run"
     result = tune(demo, run, *on(vllm_url), "budget.scored=1300", "search.rounds=2")
     spent = result["spent"].values()
@@ -80,13 +79,13 @@ def test_words_are_tuned_and_evaluated(
     rows = {row["method"]: row for row in result["test"]["rows"] if row["client"] == "*"}
     assert rows["tuned"]["accuracy"] > rows["start+bias"]["accuracy"] + 0.10
     own = accuracy(run, tests, "--set", f"base_url={vllm_url}")
-    assert own == pytest.approx(100 * rows["tuned"]["accuracy"], abs=0.5 + 25 * vllm_noise)
+    assert own == pytest.approx(100 * rows["tuned"]["accuracy"], abs=ROUNDED)
     assert json.loads((run / "versions.json").read_bytes())["backend way"] == "logprob_token_ids"
     replayed(run, tmp_path)
 
 
 def test_vectors_are_tuned_evaluated_and_exported(
-    demo: Path, tests: Path, tmp_path: Path, vllm_url: str, vllm_noise: float, vllm_weights: Path
+    demo: Path, tests: Path, tmp_path: Path, vllm_url: str, vllm_weights: Path
 ) -> None:
     run = tmp_path / "run"
     prompts = 'prompts=["Sentiment analysis of tweets.\\n"]'
@@ -100,7 +99,7 @@ def test_vectors_are_tuned_evaluated_and_exported(
     records = [r for n in range(4) for r in read_journal(run / f"scores-{n}.journal")]
     assert sum(r.usage.scored for r in records) >= sum(c["scored"] for c in result["spent"].values())
     own = accuracy(run, tests, "--set", f"base_url={vllm_url}")
-    assert own == pytest.approx(100 * rows["tuned"]["accuracy"], abs=0.5 + 25 * vllm_noise)
+    assert own == pytest.approx(100 * rows["tuned"]["accuracy"], abs=ROUNDED)
     replayed(run, tmp_path)
 
     prompt = TunedPrompt.load(run)
@@ -114,7 +113,7 @@ def test_vectors_are_tuned_evaluated_and_exported(
 def test_a_prompt_tuned_on_llama_cpp_does_as_well_on_vllm(
     demo: Path, tests: Path, tmp_path: Path, vllm_url: str
 ) -> None:
-    """The same weights in Q8_0 and in bfloat16: within 1.5 points on 600 tweets."""
+    """The same weights in Q8_0 and in bfloat16."""
     run = tmp_path / "run"
     lines = (demo / "tweets.toml").read_text(encoding="utf-8").splitlines()
     untested = "\n".join(line for line in lines if not line.startswith("test = "))
@@ -122,4 +121,4 @@ def test_a_prompt_tuned_on_llama_cpp_does_as_well_on_vllm(
     tune(demo, run, "budget.scored=900", "search.rounds=1", "search.form=words", config="untested.toml")
     here = accuracy(run, tests)
     there = accuracy(run, tests, "--backend", "vllm", "--set", f"base_url={vllm_url}")
-    assert abs(here - there) <= 1.5
+    assert abs(here - there) <= ROUNDED

@@ -33,6 +33,11 @@ from fedbpt_backends import models
 VERSION = "0.32.0"
 TORCH = "torch==2.13.0"
 NAME = "smollm2"
+STEP = 0.125
+"""Nats between two neighbouring logits of 16 to 32, this model's greatest, in bfloat16 (8 bits).
+
+Where processors have AMX an answer moves by a step or two with the batch that it is computed in; elsewhere it
+repeats."""
 _LEFT_OUT = {"torch", "torchaudio", "torchvision", "torchcodec"}
 _EXPORT = Path(__file__).with_name("export_weights.py")
 _WAIT = 600.0  # seconds that a start may take; it is 60 to 90 on two free cores
