@@ -17,7 +17,7 @@ Templated = Callable[[str | Messages], Awaitable[Sequence[int]]]
 
 
 async def ranks_as_native(openai: Backend, native: Backend, api: str, templated: Templated) -> int:
-    """Assert that `openai` ranks 50 prompts as `native` does, but for `native`'s noise; how many had no bound.
+    """Assert that `openai` ranks 50 prompts as `native` does, but its noise aside; how many had no bound.
 
     Args:
         openai: One of OpenAI's routes.
