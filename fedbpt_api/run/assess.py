@@ -183,11 +183,11 @@ class Assessor:
         prompt = assessment.prompt
         # Joined prompts are made of scores that are there, when the budget may be spent: no call is needed.
         searched = not isinstance(prompt, Ensemble)
-        if searched and self._noisy and self.known and assessment.beats(self.best()):
-            rival = self.best()
+        rival = self.best() if self.known else None
+        self.known.setdefault(prompt, assessment)  # before anything is asked: it is paid for
+        if searched and self._noisy and rival is not None and assessment.beats(rival):
             for doubted in (rival, assessment):
                 self.known[doubted.prompt] = await self._again(doubted)
-        self.known.setdefault(prompt, assessment)
         assessment = self.known[prompt]
         a, dev, chosen = assessment, assessment.dev_sums, self.best() is assessment
         scored = self.parties.budget.spent.scored
@@ -214,7 +214,8 @@ class Assessor:
     async def _again(self, doubted: Assessment) -> Assessment:
         """A prompt with its development texts scored a second time, and the mean of both; once only.
 
-        The best of many noisy numbers is better than it looks; so it is looked at twice before it wins.
+        The best of many noisy numbers is worse than it looks: two looks before it wins. A client
+        that gives no second answer is believed the first.
         """
         if doubted.repeated:
             return doubted
@@ -222,9 +223,8 @@ class Assessor:
             lambda c: c.evaluate(doubted.prompt, doubted.verbalizer, repeat=1), doubted.dev
         )
         dev = {
-            name: Sums(old.n, (old.loss + new.loss) / 2, old.correct)
+            name: replace(old, loss=(old.loss + second.got.get(name, old).loss) / 2)
             for name, old in doubted.dev.items()
-            if (new := second.got.get(name)) is not None
         }
         return replace(doubted, dev=dev, repeated=True)
 

@@ -6,13 +6,15 @@ import math
 
 import pytest
 
+from fedbpt_api.errors import FedbptError
 from fedbpt_api.federation.tally import Sums
+from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.verbalizer import Verbalizer
-from toy import ToyBackend, Toys, make_task
+from toy import PROMPT, ToyBackend, Toys, make_task
 from toy_runs import make_settings
 
 PLAIN = Verbalizer.from_words((1, 2), ((0,), (1,)))
@@ -88,3 +90,57 @@ async def test_on_a_noisy_server_what_wins_was_looked_at_twice(toys: Toys) -> No
             inputs = {text.with_prompt(ids).ids for text in dev}
             asked = {i: sum(n for (j, _), n in noisy.answered.items() if j == i) for i in inputs}
             assert set(asked.values()) <= ({2} if prompt in winners else {0, 1, 2})
+
+
+async def judged_within(budget: int, noisy: ToyBackend) -> tuple[int, int]:
+    """Prompts of which all texts were scored, and prompts that a run within the budget remembers."""
+    task, prompts = make_task(), [PROMPT, "", "great", "awful", "good"]
+    changes = {"prompts": prompts, "budget.scored": budget, "search.rounds": 1}
+    tuner = Tuner(make_settings(task, changes), task)
+    try:
+        await tuner.run()
+    except FedbptError:
+        assert tuner._assessor is not None and not tuner._assessor.known  # not one was judged
+    encoder = Encoder(noisy, task.template, task.label_words)
+    texts = [t for c in task.clients for t in (*await encoder.texts(c.train), *await encoder.texts(c.dev))]
+    asked = {ids for ids, _ in noisy.answered}
+    own = [await noisy.tokenize(prompt) for prompt in prompts]
+    paid = [ids for ids in own if all(text.with_prompt(ids).ids in asked for text in texts)]
+    assert tuner._assessor is not None
+    return len(paid), sum(ids in tuner._assessor.known for ids in paid)
+
+
+async def test_a_prompt_whose_second_look_is_not_affordable_is_remembered(toys: Toys) -> None:
+    found = set()
+    for budget in range(60, 360, 12):
+        toys.opened["toy"] = noisy = ToyBackend(noise=0.3)
+        paid, known = await judged_within(budget, noisy)
+        assert known == paid
+        found.add(paid)
+    assert len(found) > 3
+
+
+async def test_a_client_that_fails_the_second_look_is_believed_the_first(
+    toys: Toys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Client 1's own server fails in one request; some of these are second looks."""
+    look, failed = Assessor._again, list[int]()
+
+    async def again(assessor: Assessor, doubted: Assessment) -> Assessment:
+        before = own.requests
+        found = await look(assessor, doubted)
+        failed.extend(own.fail_on & set(range(before + 1, own.requests + 1)))
+        assert found.dev.keys() == doubted.dev.keys()
+        return found
+
+    monkeypatch.setattr(Assessor, "_again", again)
+    for request in range(4, 24):
+        toys.opened["toy"] = ToyBackend(noise=0.3)
+        toys.opened["own"] = own = ToyBackend(noise=0.3, fail_on=frozenset({request}))
+        task = make_task()
+        changes = {
+            "clients.1.backend": {"kind": "toy", "name": "own"},
+            "prompts": [PROMPT, "", "great", "good"], "search.rounds": 1,
+        }  # fmt: skip
+        await Tuner(make_settings(task, changes), task).run()
+    assert failed
