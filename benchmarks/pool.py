@@ -123,8 +123,8 @@ async def _texts(suite: Suite, dataset: str, parties: Any, rows: int) -> tuple[A
     for split in SPLITS:
         folder = suite.path(str(files.fewshot)) / str(split)
         parts += [(split, part, list(read_examples(folder / f"{part}.jsonl"))) for part in ("train", "dev")]
-    dev = list(read_examples(suite.path(files.test).with_name("dev.jsonl")))
-    parts.append((0, "dev", balanced(dev, parties.task.label_words.labels, rows)))
+    held = suite.path(files.test).with_name("dev.jsonl")
+    parts.append((0, "dev", balanced(read_examples(held), parties.task.label_words.labels, rows, held)))
     encoder = Encoder(parties.backend, parties.task.template, parties.task.label_words)
     encoded = [await encoder.labelled(some, "dev") for _, _, some in parts]
     return (

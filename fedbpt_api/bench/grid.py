@@ -115,7 +115,8 @@ def _clients(suite: Suite, cell: Cell, values: dict[str, Any]) -> tuple[ClientDa
     if split.each is not None:
         if files.pool is None:
             raise ConfigError(f"tasks.{cell.task}.pool: the split {cell.split!r} draws from it; name a file")
-        train, dev = _drawn(read(suite.path(files.pool)), labels, split.each, cell.seed)
+        pool = suite.path(files.pool)
+        train, dev = _drawn(read(pool), labels, split.each, cell.seed, pool)
     elif files.fewshot is not None:
         folder = suite.path(files.fewshot) / str(cell.seed)
         train, dev = (read(folder / f"{part}.jsonl") for part in ("train", "dev"))
@@ -123,7 +124,7 @@ def _clients(suite: Suite, cell: Cell, values: dict[str, Any]) -> tuple[ClientDa
         raise ConfigError(f"tasks.{cell.task}.fewshot: the split {cell.split!r} needs it; name a folder")
     test = read(suite.path(files.test))
     if files.rows is not None:
-        test = balanced(test, labels, files.rows)
+        test = balanced(test, labels, files.rows, suite.path(files.test))
     parts = [_spread(part, split, cell.seed) for part in (train, dev)]
     return tuple(
         ClientData(f"client{n + 1:02d}", rows[0], rows[1], test if n == 0 else ())
@@ -138,19 +139,32 @@ def _spread(rows: Sequence[Example], split: SplitOver, seed: int) -> Sequence[tu
 
 
 def _drawn(
-    pool: Sequence[Example], labels: Sequence[str], each: int, seed: int
+    pool: Sequence[Example], labels: Sequence[str], each: int, seed: int, source: Path
 ) -> Iterator[tuple[Example, ...]]:
     """Training and development texts, `each` of every label in both, without a common one."""
-    chosen = [
-        Random(f"{seed} {label}").sample([e for e in pool if e.label == label], 2 * each) for label in labels
-    ]
+    chosen = [_sample(pool, label, 2 * each, Random(f"{seed} {label}"), source) for label in labels]
     for part in (slice(0, each), slice(each, None)):
         yield tuple(e for rows in chosen for e in rows[part])
 
 
-def balanced(examples: Sequence[Example], labels: Sequence[str], rows: int) -> tuple[Example, ...]:
-    """The same number of rows of each label, `rows` in all, always the same ones."""
+def balanced(
+    examples: Sequence[Example], labels: Sequence[str], rows: int, source: Path
+) -> tuple[Example, ...]:
+    """The same number of rows of each label, `rows` in all, always the same ones; `source` is their file.
+
+    Raises:
+        ConfigError: A label has fewer.
+    """
     each = rows // len(labels)
-    return tuple(
-        e for label in labels for e in Random(0).sample([e for e in examples if e.label == label], each)
-    )
+    return tuple(e for label in labels for e in _sample(examples, label, each, Random(0), source))
+
+
+def _sample(examples: Sequence[Example], label: str, number: int, rng: Random, source: Path) -> list[Example]:
+    """So many texts of a label."""
+    found = [e for e in examples if e.label == label]
+    if len(found) < number:
+        raise ConfigError(
+            f"{source}: {len(found)} texts have the label {label!r}, {number} are asked for",
+            "ask for fewer (rows, each), or leave rows out to take all test texts",
+        )
+    return rng.sample(found, number)

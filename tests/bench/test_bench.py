@@ -72,6 +72,18 @@ def test_a_grid_has_every_combination_once_and_unsearched_methods_one_budget(sui
     assert {cell.budget for cell in found if cell.method == "bias"} == {0}
 
 
+@pytest.mark.parametrize(
+    ("change", "split", "file", "needed"),
+    [(("rows = 20", "rows = 200"), "one", "test", 100), (("each = 12", "each = 80"), "ten", "pool", 160)],
+)
+def test_too_few_texts_of_a_label_are_told_before_anything_is_run(
+    suite: Path, change: tuple[str, str], split: str, file: str, needed: int
+) -> None:
+    suite.write_text(SUITE.replace(*change), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"{file}\.jsonl: \d+ texts have the label .*, {needed} are asked"):
+        prepared(load_suite(suite), Cell("toy", split, "short", 400, 1))
+
+
 def test_texts_are_drawn_by_the_seed_alone_and_training_and_development_share_none(suite: Path) -> None:
     loaded = load_suite(suite)
     one = prepared(loaded, Cell("toy", "ten", "short", 400, 1))[1]
