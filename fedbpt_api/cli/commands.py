@@ -26,6 +26,7 @@ from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.classify import Classifier, overall
 from fedbpt_api.run.config import example_config
 from fedbpt_api.run.folder import read_result
+from fedbpt_api.run.inputs import read_settings
 from fedbpt_api.run.present import show_whitespace
 from fedbpt_api.task import Example
 
@@ -55,7 +56,10 @@ app.add_typer(cache_app, name="cache")
 
 RunPath = Annotated[Path, typer.Argument(help="A run folder, or a prompt.json from one.")]
 Backend = Annotated[
-    str | None, typer.Option(help="Backend to ask; the one the prompt was tuned on where not given.")
+    str | None,
+    typer.Option(
+        help="Backend to ask; where not given the one the prompt was tuned on, as RUN's settings have it."
+    ),
 ]
 Options = Annotated[
     list[str] | None,
@@ -80,6 +84,21 @@ def _exits(command: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+async def _classifier(
+    run: Path, prompt: TunedPrompt, backend: str | None, options: list[str] | None
+) -> Classifier:
+    """Of a run folder its own server, unless another is named; `options` win over the run's settings."""
+    kind, given = backend or prompt.model["kind"], overrides(options)
+    if backend is None and (run / "settings.json").exists():
+        own = read_settings(run).backend
+        if own.kind == kind:  # clients may have had servers of their own
+            given = own.options | given
+    classifier = await Classifier.open(prompt, kind, **given)
+    for warning in classifier.warnings:
+        err.print(f"warning: {warning}", markup=False, soft_wrap=True)
+    return classifier
+
+
 @app.command("eval")
 @_exits
 def evaluate(
@@ -97,9 +116,7 @@ def evaluate(
     prompt = TunedPrompt.load(run)
 
     async def work() -> None:
-        async with await Classifier.open(prompt, backend, **overrides(options)) as classifier:
-            for warning in classifier.warnings:
-                err.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        async with await _classifier(run, prompt, backend, options) as classifier:
             report = await classifier.evaluate(examples)
             row = overall(report)
             if as_json:
@@ -145,9 +162,7 @@ def predict(
         examples = [Example(line) for line in lines.splitlines() if line.strip()]
 
     async def work() -> None:
-        async with await Classifier.open(prompt, backend, **overrides(options)) as classifier:
-            for warning in classifier.warnings:
-                err.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        async with await _classifier(run, prompt, backend, options) as classifier:
             async for prediction in classifier.stream(examples):
                 typer.echo(orjson.dumps(prediction.to_dict()).decode())
 

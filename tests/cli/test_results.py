@@ -11,8 +11,8 @@ from fedbpt_api.data import write_examples
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.config import load_settings, load_task
 from fedbpt_api.task import Example, Task
-from toy import ToyBackend, Toys, make_examples
-from toy_runs import METHODS, fedbpt, texts_of
+from toy import ToyBackend, Toys, make_examples, make_task
+from toy_runs import METHODS, fedbpt, texts_of, write_config
 
 
 def test_eval_prints_accuracy_interval_f1_and_the_confusion_matrix(finished: Path) -> None:
@@ -57,6 +57,26 @@ def test_another_backend_can_be_asked_and_is_told(toys: Toys, finished: Path) ->
     assert "warning: tuned on toy (toy-0)" in result.stderr
     assert toys["other"].scored == 5
     assert fedbpt("eval", finished, "--data", "new.jsonl", "--backend", "toi").exit_code == 2
+
+
+def test_a_run_folder_s_own_server_is_asked_unless_another_is_named(
+    tmp_path: Path, toys: Toys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = write_config(tmp_path, make_task(), {"backend.name": "own", "search.rounds": 1})
+    assert fedbpt("tune", config, "--run-dir", "run").exit_code == 0
+    write_examples(Path("new.jsonl"), make_examples(5, 62))
+    asked = []
+    for words in (
+        ("run",),
+        ("run", "--set", "name=other"),
+        ("run", "--backend", "toy"),
+        ("run/prompt.json",),
+    ):
+        before = {name: toys[name].scored for name in ("own", "other", "toy")}
+        assert fedbpt("eval", *words, "--data", "new.jsonl").exit_code == 0
+        asked.append({name for name, scored in before.items() if toys[name].scored > scored})
+    assert asked == [{"own"}, {"other"}, {"toy"}, {"toy"}]
 
 
 def test_predict_gives_a_json_line_for_each_text_from_any_source(finished: Path) -> None:
