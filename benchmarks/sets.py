@@ -5,8 +5,8 @@
     FEDBPT_SETS=DIR fedbpt bench benchmarks/others.toml --out OUT
 
 TREC (kinds of questions), Subj (subjective or objective), CR (product reviews) and SST-5 (five grades): 16
-texts a label for training and as many for development, by seed. Test texts are the sets' own, for Subj and CR,
-which have none, 1,000 drawn once; no text of theirs is drawn for anything else.
+texts a label for training and as many for development, by seed. Test texts are the sets' own, for Subj and
+CR, which have none, 1,000 drawn once; no text of theirs is drawn for anything else.
 """
 
 from __future__ import annotations

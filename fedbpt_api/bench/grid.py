@@ -66,7 +66,8 @@ def prepared(suite: Suite, cell: Cell) -> tuple[Settings, Task]:
     values = _config(suite, cell)
     clients = _clients(suite, cell, values)
     values["clients"] = [{"name": client.name, "train": "(in memory)"} for client in clients]
-    settings = build_settings(values, files=False, source=str(cell))
+    base = suite.path(suite.tasks[cell.task].config).parent
+    settings = build_settings(values, base=base, files=False, source=str(cell))
     place: Place = "after" if settings.prompt_place == "after" else "before"
     template = Template.parse(settings.template, place)
     return settings, Task(template, LabelWords.from_mapping(settings.labels), clients)

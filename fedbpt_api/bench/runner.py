@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedbpt_api.bench.grid import Cell, cells, prepared
 from fedbpt_api.bench.suite import Suite
@@ -93,12 +94,20 @@ def _tuner(folder: Path, settings: Settings, task: Task) -> Tuner:
     return Tuner(settings, task, folder)
 
 
+def _without_files(settings: Settings) -> dict[str, Any]:
+    """All but the clients' files: texts are in memory, and a checkout or a bench's folder may be moved."""
+    values = settings.model_dump(mode="json")
+    for client in values["clients"]:
+        del client["train"]
+    return values
+
+
 def _check_same(folder: Path, settings: Settings) -> None:
     """Refuse to mix runs of two versions of a suite."""
     if not (folder / "settings.json").exists():
         return
     changes: Sequence[tuple[str, object, object]] = differences(
-        read_settings(folder).model_dump(mode="json"), settings.model_dump(mode="json")
+        _without_files(read_settings(folder)), _without_files(settings)
     )
     if changes:
         told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in changes[:3])

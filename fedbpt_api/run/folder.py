@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 
@@ -205,9 +206,10 @@ def read_estimate(folder: Path) -> Estimate | None:
 
 
 def read_result(folder: Path) -> RunResult:
-    """The result of a finished run.
+    """The result of a finished run, in the folder where it is now.
 
     Raises:
         RunFolderError: No such run, or its files are damaged.
     """
-    return RunResult.from_dict(read_json(folder / "result.json", _LIMIT))
+    result = RunResult.from_dict(read_json(folder / "result.json", _LIMIT))
+    return replace(result, folder=str(folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -178,6 +179,29 @@ async def test_runs_of_two_versions_of_a_suite_are_not_mixed(suite: Path, tmp_pa
     suite.write_text(SUITE.replace('"search.iterations" = 1', '"search.iterations" = 2'), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"run with other settings: search\.iterations was 1, is 2"):
         await run_suite(load_suite(suite), tmp_path / "out")
+
+
+async def test_a_bench_goes_on_from_elsewhere(
+    suite: Path, tmp_path: Path, toys: Toys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started in another folder, and after suite and runs were moved."""
+
+    def told(entries: Sequence[Entry]) -> list[tuple[Cell, object]]:
+        return [(entry.cell, entry.accuracy) for entry in entries]
+
+    def wanted(cell: Cell) -> bool:
+        return cell.method == "bias" and cell.split == "one"
+
+    before = told((await run_suite(load_suite(suite), tmp_path / "out", only=wanted))[0])
+    monkeypatch.chdir("/")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in [p for p in tmp_path.iterdir() if p != moved]:
+        path.rename(moved / path.name)
+    scored = toys["toy"].scored
+    after, failed = await run_suite(load_suite(moved / "suite.toml"), moved / "out", only=wanted)
+    assert told(after) == before and not failed
+    assert toys["toy"].scored == scored
 
 
 async def test_a_run_that_fails_is_told_and_the_others_go_on(suite: Path, tmp_path: Path, toys: Toys) -> None:

@@ -118,7 +118,7 @@ def test_predict_of_nothing_gives_nothing_and_bad_sources_are_told(finished: Pat
 
 def test_show_tells_the_result_again(finished: Path, config: Path) -> None:
     data = orjson.loads((finished / "result.json").read_bytes())
-    assert orjson.loads(fedbpt("show", finished, "--json").stdout) == data
+    assert orjson.loads(fedbpt("show", finished, "--json").stdout) == data | {"folder": str(finished)}
     shown = fedbpt("show", finished)
     assert shown.exit_code == 0
     assert not [method for method in METHODS if method not in shown.stdout]
