@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,19 +48,16 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def score(
-    dataset: Annotated[str, typer.Argument(help="sst2 or agnews.")],
+    dataset: Annotated[str, typer.Argument(help="sst2 or agnews, or another task of the suite.")],
     out: Annotated[Path, typer.Argument(help="Where the scores go.")],
     url: Annotated[str, typer.Option(help="A vLLM.")] = "http://127.0.0.1:8001",
-    rows: Annotated[int, typer.Option(help="Rows of the development file.")] = 300,
+    file: Annotated[Path, typer.Option("--suite", help="A suite.")] = HERE / "main.toml",
+    rows: Annotated[int, typer.Option(help="Rows of the development file; 0: all, as they are.")] = 300,
     sizes: Annotated[
         str, typer.Option(help="Prompts with so many lines a label.")
     ] = '{"1": 33, "4": 10, "2": 10}',
 ) -> None:
-    if not os.environ.get("FEDBPT_DATA"):
-        sys.exit("set FEDBPT_DATA to the folder that holds sst2, agnews and fewshot16")
-    suite = load_suite(HERE / "main.toml").model_copy(
-        update={"set": {"backend.kind": "vllm", "backend.base_url": url}}
-    )
+    suite = load_suite(file).model_copy(update={"set": {"backend.kind": "vllm", "backend.base_url": url}})
     asyncio.run(_score(suite, dataset, out, rows, {int(k): n for k, n in json.loads(sizes).items()}))
 
 
@@ -120,11 +115,14 @@ async def _texts(suite: Suite, dataset: str, parties: Any, rows: int) -> tuple[A
     """All texts, their labels, of which split they are (0: the development file), whether for training."""
     files = suite.tasks[dataset]
     parts: list[tuple[int, str, Sequence[Example]]] = []
-    for split in SPLITS:
-        folder = suite.path(str(files.fewshot)) / str(split)
+    few = suite.path(str(files.fewshot))
+    for split, folder in ((split, few / str(split)) for split in SPLITS if (few / str(split)).exists()):
         parts += [(split, part, list(read_examples(folder / f"{part}.jsonl"))) for part in ("train", "dev")]
     held = suite.path(files.test).with_name("dev.jsonl")
-    parts.append((0, "dev", balanced(read_examples(held), parties.task.label_words.labels, rows, held)))
+    dev = read_examples(held)
+    if rows:
+        dev = balanced(dev, parties.task.label_words.labels, rows, held)
+    parts.append((0, "dev", dev))
     encoder = Encoder(parties.backend, parties.task.template, parties.task.label_words)
     encoded = [await encoder.labelled(some, "dev") for _, _, some in parts]
     return (

@@ -4,9 +4,10 @@
     python benchmarks/sets.py CLONE DIR
     FEDBPT_SETS=DIR fedbpt bench benchmarks/others.toml --out OUT
 
-TREC (kinds of questions), Subj (subjective or objective), CR (product reviews) and SST-5 (five grades): 16
-texts a label for training and as many for development, by seed. Test texts are the sets' own, for Subj and
-CR, which have none, 1,000 drawn once; no text of theirs is drawn for anything else.
+TREC (kinds of questions), Subj (subjective or objective), CR (product reviews), SST-5 (five grades): 16
+texts a label for training and as many for development, by seed, and 1,000 more for development. Test texts
+are the sets' own, for Subj and CR, which have none, 1,000 drawn once; none of them is drawn for anything
+else.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ SETS = {  # files, and labels in the order of their numbers
     "cr": (("custrev.all",), ("negative", "positive")),
     "sst5": (("stsa.fine.train", "stsa.fine.test"), ("terrible", "bad", "okay", "good", "great")),
 }
-SEEDS = (13, 21, 42)
+SEEDS = (13, 21, 42, 87, 100)
 EACH = 16
 TESTS = 1000
+HELD_OUT = 1000
 
 
 def main(
@@ -50,11 +52,14 @@ def main(
             rows = [example for example in rows if example.text not in known]
         _write(out / name / "test.jsonl", tests)
         _write(out / name / "train.jsonl", rows)
+        few: set[str] = set()
         for seed in SEEDS:
             folder, rng = out / name / "fewshot" / str(seed), Random(seed)
             drawn = [_shuffled([e for e in rows if e.label == label], rng) for label in labels]
             _write(folder / "train.jsonl", [e for some in drawn for e in some[:EACH]])
             _write(folder / "dev.jsonl", [e for some in drawn for e in some[EACH : 2 * EACH]])
+            few |= {e.text for some in drawn for e in some[: 2 * EACH]}
+        _write(out / name / "dev.jsonl", [e for e in rows if e.text not in few][:HELD_OUT])
         print(f"{name}: {len(rows):,} texts to draw from, {len(tests):,} to test")
 
 
