@@ -27,7 +27,6 @@ from fedbpt_api.bench.suite import Suite, load_suite
 from fedbpt_api.data import read_examples
 from fedbpt_api.prompts.written import Line
 from fedbpt_api.run.assess import Assessor
-from fedbpt_api.run.ensemble import TRUST
 from fedbpt_api.run.opening import open_parties
 from fedbpt_api.run.origins import Shown, shown_examples, written_lines
 from fedbpt_api.run.words import choose_words
@@ -40,6 +39,7 @@ from fedbpt_api.verbalizer import Kind, fit
 from fedbpt_api.verbalizer.committee import distances
 
 SIZES = '{"1": 33, "4": 10, "2": 10}'
+TRUST = 0.5  # in the labels, as search.trust
 SPLITS = (13, 21, 42, 87, 100)
 KINDS: tuple[Kind, ...] = ("bias", "weighted")
 HERE = Path(__file__).parent

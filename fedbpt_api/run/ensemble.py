@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import reduce
-from typing import Final
 
 import numpy as np
 
@@ -32,8 +31,6 @@ ORIGIN = "ensemble"
 _ODD = 5.0  # times the median distance from what the others say
 _CLEARLY = 1.0  # standard errors by which a prompt of the user's must be better
 _DOUBT = 1.5  # standard deviations of noise in a loss, within which prompts count as equally good
-TRUST: Final = 0.5
-"""Weight of the labels in the target; the rest is the committee's."""
 
 
 async def choose_ensemble(assessor: Assessor, most: int) -> Assessment:
@@ -105,7 +102,8 @@ async def _losses(
     most extreme of the others would (`aggregate.clipping`).
     """
     pairs = [(a.prompt, a.verbalizer) for a in judged]
-    answers = await assessor.ask(lambda client: client.agreement(pairs, sets, TRUST), names)
+    trust = assessor.settings.search.trust
+    answers = await assessor.ask(lambda client: client.agreement(pairs, sets, trust), names)
     size = 4 * len(sets)  # up a float32 a set, down 16-bit places
     assessor.parties.count_bytes(
         dict.fromkeys(answers.got, size), dict.fromkeys(answers.got, 2 * sum(map(len, sets)))

@@ -73,6 +73,19 @@ async def test_one_prompt_is_chosen_by_agreement_too(rough: Toys) -> None:
     assert result.prompt in {e.prompt for e in judged}
 
 
+@pytest.mark.parametrize("seed", range(3))
+async def test_with_full_trust_in_labels_it_is_the_prompt_that_reads_development_texts_best(
+    rough: Toys, seed: int
+) -> None:
+    events: list[Event] = []
+    changes: dict[str, object] = {**CHANGES, "search.ensemble": 1, "search.trust": 1.0, "seed": seed}
+    result = await run_toy(make_task(seed=seed), changes, events=events)
+    judged = [e for e in events if isinstance(e, Assessed)]
+    best = min(judged, key=lambda e: e.dev_loss)
+    given = [e for e in judged if e.origin == "start"]  # one of these may win by the guard
+    assert result.prompt in {best.prompt, *(e.prompt for e in given if e.loss < best.loss)}
+
+
 async def _run(folder: Path) -> tuple[TunedPrompt, list[Assessed], int]:
     """A run whose result is an ensemble; the first of a few seeds that gives one."""
     for seed in range(4):
