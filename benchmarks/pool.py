@@ -53,9 +53,7 @@ def score(
     url: Annotated[str, typer.Option(help="A vLLM.")] = "http://127.0.0.1:8001",
     file: Annotated[Path, typer.Option("--suite", help="A suite.")] = HERE / "main.toml",
     rows: Annotated[int, typer.Option(help="Rows of the development file; 0: all, as they are.")] = 300,
-    sizes: Annotated[
-        str, typer.Option(help="Prompts with so many lines a label.")
-    ] = '{"1": 33, "4": 10, "2": 10}',
+    sizes: Annotated[str, typer.Option(help="Prompts with so many lines a label.")] = SIZES,
 ) -> None:
     suite = load_suite(file).model_copy(update={"set": {"backend.kind": "vllm", "backend.base_url": url}})
     asyncio.run(_score(suite, dataset, out, rows, {int(k): n for k, n in json.loads(sizes).items()}))
