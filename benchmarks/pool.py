@@ -2,6 +2,7 @@
 
     FEDBPT_DATA=... python benchmarks/pool.py score sst2 pool.npz --url http://127.0.0.1:8001
     python benchmarks/pool.py study pool.npz
+    python benchmarks/pool.py score subj pool.npz --suite benchmarks/others.toml    # of benchmarks/sets.py
 
 `score` has the model write lines as a run does, makes prompts with 1, 2, 4, ... of them a label, and scores
 each on the texts of the five few-shot splits and on balanced rows of the development file (never the test
@@ -63,6 +64,8 @@ async def _score(suite: Suite, dataset: str, out: Path, rows: int, sizes: dict[i
     settings, task = prepared(suite, Cell(dataset, "one", "ensemble", 400_000, SPLITS[0]))
     parties = await open_parties(settings, task, lambda: False)
     parties.start()
+    data, labels, parts, trained = await _texts(suite, dataset, parties, rows)
+    print(f"splits and texts: {dict(zip(*np.unique(parts, return_counts=True), strict=True))}")
     assessor = Assessor(parties, settings, lambda event: None)
     await choose_words(parties, assessor)
     for text in settings.prompts:
@@ -75,7 +78,6 @@ async def _score(suite: Suite, dataset: str, out: Path, rows: int, sizes: dict[i
         for draw in range(number):
             lead = settings.prompts[draw % len(settings.prompts)]
             texts.append((size, lead + await _examples(parties.backend, shown, lines, size, rng)))
-    data, labels, parts, trained = await _texts(suite, dataset, parties, rows)
     scorer = Scorer(parties.backend, Budget(), shelf=parties.local[0].scorer.shelf)
     scorer.use_words(parties.words)
     found: list[Floats] = []

@@ -50,23 +50,28 @@ def main(
             (tests,) = given
             known = {example.text for example in tests}
             rows = [example for example in rows if example.text not in known]
-        _write(out / name / "test.jsonl", tests)
-        _write(out / name / "train.jsonl", rows)
+        write_examples(out / name / "test.jsonl", tests)
+        write_examples(out / name / "train.jsonl", rows)
         few: set[str] = set()
         for seed in SEEDS:
             folder, rng = out / name / "fewshot" / str(seed), Random(seed)
             drawn = [_shuffled([e for e in rows if e.label == label], rng) for label in labels]
-            _write(folder / "train.jsonl", [e for some in drawn for e in some[:EACH]])
-            _write(folder / "dev.jsonl", [e for some in drawn for e in some[EACH : 2 * EACH]])
+            write_examples(folder / "train.jsonl", [e for some in drawn for e in some[:EACH]])
+            write_examples(folder / "dev.jsonl", [e for some in drawn for e in some[EACH : 2 * EACH]])
             few |= {e.text for some in drawn for e in some[: 2 * EACH]}
-        _write(out / name / "dev.jsonl", [e for e in rows if e.text not in few][:HELD_OUT])
+        write_examples(out / name / "dev.jsonl", [e for e in rows if e.text not in few][:HELD_OUT])
         print(f"{name}: {len(rows):,} texts to draw from, {len(tests):,} to test")
 
 
 def _rows(path: Path, labels: Sequence[str]) -> list[Example]:
     """Lines of a label's number and a text; white space collapsed, each text once."""
     found: dict[str, Example] = {}
-    for line in path.read_text(encoding="latin-1").split("\n"):
+    data = path.read_bytes()
+    try:
+        lines = data.decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        lines = data.decode("cp1252", errors="replace").split("\n")
+    for line in lines:
         number, _, text = line.partition(" ")
         text = " ".join(text.split())
         if text:
@@ -77,11 +82,6 @@ def _rows(path: Path, labels: Sequence[str]) -> list[Example]:
 def _shuffled(rows: list[Example], rng: Random) -> list[Example]:
     rng.shuffle(rows)
     return rows
-
-
-def _write(path: Path, rows: Sequence[Example]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_examples(path, rows)
 
 
 if __name__ == "__main__":

@@ -95,10 +95,12 @@ def _tuner(folder: Path, settings: Settings, task: Task) -> Tuner:
 
 
 def _without_files(settings: Settings) -> dict[str, Any]:
-    """All but the clients' files: texts are in memory, and a checkout or a bench's folder may be moved."""
+    """All but names of files: texts are in memory, and a checkout or a bench's folder may be moved."""
     values = settings.model_dump(mode="json")
     for client in values["clients"]:
         del client["train"]
+    if values["price"] is not None:
+        del values["price"]["file"]
     return values
 
 

@@ -58,7 +58,7 @@ RunPath = Annotated[Path, typer.Argument(help="A run folder, or a prompt.json fr
 Backend = Annotated[
     str | None,
     typer.Option(
-        help="Backend to ask; where not given the one the prompt was tuned on, as RUN's settings have it."
+        help="Backend to ask; where not given the prompt's own, of a run folder as the run asked it."
     ),
 ]
 Options = Annotated[
@@ -84,6 +84,9 @@ def _exits(command: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+_PLACE = {"base_url", "model"}  # a server or a file: another one is not asked beside the run's own
+
+
 async def _classifier(
     run: Path, prompt: TunedPrompt, backend: str | None, options: list[str] | None
 ) -> Classifier:
@@ -92,7 +95,8 @@ async def _classifier(
     if backend is None and (run / "settings.json").exists():
         own = read_settings(run).backend
         if own.kind == kind:  # clients may have had servers of their own
-            given = own.options | given
+            elsewhere = given.keys() & _PLACE - own.options.keys()
+            given = {k: v for k, v in own.options.items() if not elsewhere or k not in _PLACE} | given
     classifier = await Classifier.open(prompt, kind, **given)
     for warning in classifier.warnings:
         err.print(f"warning: {warning}", markup=False, soft_wrap=True)

@@ -111,9 +111,14 @@ class Assessor:
             for prompt, z, origin in prompts:
                 await self.assess(prompt, origin, z)
             return
-        work = [self._measured(prompt, z) for prompt, (z, _) in new.items()]
-        for assessment in await side_by_side(work):
-            await self._enter(assessment, new[assessment.prompt][1])
+        left = list(await side_by_side([self._measured(prompt, z) for prompt, (z, _) in new.items()]))
+        try:
+            while left:
+                assessment = left.pop(0)
+                await self._enter(assessment, new[assessment.prompt][1])
+        finally:
+            for assessment in left:  # where a second look ended the run: they are paid for
+                self._remember(assessment, new[assessment.prompt][1])
 
     def affords(self, prompts: int, share: float, more: int = 0) -> bool:
         """Whether judging so many prompts, and spending `more`, stays within a share of the budgets.
@@ -184,15 +189,18 @@ class Assessor:
         # Joined prompts are made of scores that are there, when the budget may be spent: no call is needed.
         searched = not isinstance(prompt, Ensemble)
         rival = self.best() if self.known else None
-        self.known.setdefault(prompt, assessment)  # before anything is asked: it is paid for
-        if searched and self._noisy and rival is not None and assessment.beats(rival):
-            for doubted in (rival, assessment):
-                self.known[doubted.prompt] = await self._again(doubted)
-        assessment = self.known[prompt]
-        a, dev, chosen = assessment, assessment.dev_sums, self.best() is assessment
-        scored = self.parties.budget.spent.scored
-        self.tell(Assessed(a.text, origin, a.train_loss, a.loss, dev.mean_loss, dev.accuracy, chosen, scored))
+        try:
+            if searched and self._noisy and rival is not None and assessment.beats(rival):
+                self.known[rival.prompt] = await self._again(rival)
+                assessment = await self._again(assessment)
+        finally:  # where a second look ended the run, too: it is paid for
+            self._remember(assessment, origin)
         return assessment
+
+    def _remember(self, assessment: Assessment, origin: str) -> None:
+        self.known[assessment.prompt] = a = assessment
+        dev, chosen, scored = a.dev_sums, self.best() is a, self.parties.budget.spent.scored
+        self.tell(Assessed(a.text, origin, a.train_loss, a.loss, dev.mean_loss, dev.accuracy, chosen, scored))
 
     async def _text(self, prompt: Asked) -> str:
         if isinstance(prompt, Soft):
@@ -214,8 +222,8 @@ class Assessor:
     async def _again(self, doubted: Assessment) -> Assessment:
         """A prompt with its development texts scored a second time, and the mean of both; once only.
 
-        The best of many noisy numbers is worse than it looks: two looks before it wins. A client
-        that gives no second answer is believed the first.
+        The best of many noisy numbers is worse than it looks: two looks before it wins, if the budget allows.
+        A client that gives no second answer is believed the first.
         """
         if doubted.repeated:
             return doubted

@@ -8,7 +8,9 @@ import orjson
 import pytest
 
 from fedbpt_api.data import write_examples
+from fedbpt_api.errors import ConfigError
 from fedbpt_api.prompts.tuned import TunedPrompt
+from fedbpt_api.run.classify import Classifier
 from fedbpt_api.run.config import load_settings, load_task
 from fedbpt_api.task import Example, Task
 from toy import ToyBackend, Toys, make_examples, make_task
@@ -77,6 +79,31 @@ def test_a_run_folder_s_own_server_is_asked_unless_another_is_named(
         assert fedbpt("eval", *words, "--data", "new.jsonl").exit_code == 0
         asked.append({name for name, scored in before.items() if toys[name].scored > scored})
     assert asked == [{"own"}, {"other"}, {"toy"}, {"toy"}]
+
+
+def test_a_server_that_is_named_is_not_asked_beside_the_run_s_own(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run on a file and `--set base_url`, or the other way: a backend would take one of the two."""
+    opened: list[dict[str, object]] = []
+
+    async def note(prompt: TunedPrompt, kind: str | None = None, **options: object) -> Classifier:
+        opened.append(options)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(Classifier, "open", note)
+    write_examples(Path("new.jsonl"), make_examples(5, 62))
+    settings = finished / "settings.json"
+    values = orjson.loads(settings.read_bytes())
+    for own, given, wanted in (
+        ({"model": "a", "context": 9}, "base_url=b", {"base_url": "b", "context": 9}),
+        ({"base_url": "a"}, "model=b", {"model": "b"}),
+        ({"base_url": "a", "model": "m"}, "base_url=b", {"base_url": "b", "model": "m"}),
+        ({"model": "a"}, "context=7", {"model": "a", "context": 7}),
+    ):
+        settings.write_bytes(orjson.dumps(values | {"backend": {"kind": "toy", **own}}))
+        assert fedbpt("eval", finished, "--data", "new.jsonl", "--set", given).exit_code == 2
+        assert opened.pop() == wanted
 
 
 def test_predict_gives_a_json_line_for_each_text_from_any_source(finished: Path) -> None:

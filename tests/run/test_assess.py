@@ -12,6 +12,7 @@ from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.tune import Tuner
+from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.verbalizer import Verbalizer
 from toy import PROMPT, ToyBackend, Toys, make_task
@@ -96,7 +97,13 @@ async def judged_within(budget: int, noisy: ToyBackend) -> tuple[int, int]:
     """Prompts of which all texts were scored, and prompts that a run within the budget remembers."""
     task, prompts = make_task(), [PROMPT, "", "great", "awful", "good"]
     changes = {"prompts": prompts, "budget.scored": budget, "search.rounds": 1}
-    tuner = Tuner(make_settings(task, changes), task)
+    told: list[str] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Assessed):
+            told.append(event.prompt)
+
+    tuner = Tuner(make_settings(task, changes), task, None, hear)
     try:
         await tuner.run()
     except FedbptError:
@@ -107,6 +114,7 @@ async def judged_within(budget: int, noisy: ToyBackend) -> tuple[int, int]:
     own = [await noisy.tokenize(prompt) for prompt in prompts]
     paid = [ids for ids in own if all(text.with_prompt(ids).ids in asked for text in texts)]
     assert tuner._assessor is not None
+    assert len(told) == len(set(told)) == len(tuner._assessor.known)
     return len(paid), sum(ids in tuner._assessor.known for ids in paid)
 
 
@@ -131,6 +139,9 @@ async def test_a_client_that_fails_the_second_look_is_believed_the_first(
         found = await look(assessor, doubted)
         failed.extend(own.fail_on & set(range(before + 1, own.requests + 1)))
         assert found.dev.keys() == doubted.dev.keys()
+        if own.fail_on & set(range(before + 1, own.requests + 1)):
+            assert found.dev["client1"] == doubted.dev["client1"]
+            assert found.dev["client0"] != doubted.dev["client0"]
         return found
 
     monkeypatch.setattr(Assessor, "_again", again)
@@ -144,3 +155,34 @@ async def test_a_client_that_fails_the_second_look_is_believed_the_first(
         }  # fmt: skip
         await Tuner(make_settings(task, changes), task).run()
     assert failed
+
+
+async def test_prompts_measured_side_by_side_are_remembered_when_a_second_look_ends_the_run(
+    toys: Toys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toys.opened["toy"] = ToyBackend(noise=0.3)
+    task, told = make_task(), list[str]()
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Assessed):
+            told.append(event.prompt)
+
+    changes = {"prompts": [PROMPT], "search.rounds": 1, "search.choice": "committee"}
+    tuner = Tuner(make_settings(task, {**changes, "budget.scored": 100_000}), task, None, hear)
+    await tuner.run()
+    assessor = tuner._assessor
+    assert assessor is not None
+    monkeypatch.setattr(assessor.parties, "apart", True)
+    assessor.ended, assessor.chosen = False, None
+
+    async def spent(assessor: Assessor, doubted: Assessment) -> Assessment:
+        raise BudgetSpent("scored examples")
+
+    monkeypatch.setattr(Assessor, "_again", spent)
+    monkeypatch.setattr(Assessment, "beats", lambda new, old, by=0.0: True)
+    prompts = [await toys["toy"].tokenize(text) for text in (" great", " awful")]
+    before = len(told)
+    with pytest.raises(BudgetSpent):
+        await assessor.assess_all([(ids, None, "best candidate") for ids in prompts])
+    assert all(ids in assessor.known for ids in prompts)
+    assert told[before:] == [" great", " awful"]
