@@ -43,7 +43,7 @@ def test_the_one_that_spoils_the_reading_is_found(seed: int) -> None:
     assert suspect(noisy(rng, 2.0), without) == liar
 
 
-@given(st.integers(0, 2**32), st.floats(0, 0.06))
+@given(st.integers(0, 2**32), st.floats(0, 0.05))
 def test_nobody_is_found_where_readings_differ_by_chance(seed: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
     without = {name: others(noisy(rng, 0.5, spread), name) for name in NAMES}
@@ -70,12 +70,16 @@ def test_one_party_cannot_clear_another(seed: int, claim: float) -> None:
 
 @given(st.integers(0, 2**32), st.floats(-1e9, 1e9))
 def test_one_party_cannot_make_another_look_as_harmful_as_it_is(seed: int, claim: float) -> None:
-    """It lies in all fits but those without its victim; those without itself are as good."""
+    """It lies in all fits but those without its victim; those without itself are as good.
+
+    Noise is far below what is asked of the most harmful one, 2 x .3 / sqrt(144 texts): .05 nats ahead.
+    """
     rng = np.random.default_rng(seed)
     liar, victim = NAMES[0], NAMES[5]
-    without = {name: others(noisy(rng, 0.5 if name in (liar, victim) else 2.0), name) for name in NAMES}
+    levels = {name: 0.5 if name in (liar, victim) else 2.0 for name in NAMES}
+    without = {name: others(noisy(rng, level, 0.01), name) for name, level in levels.items()}
     without[victim] |= told({liar: claim})
-    assert suspect(noisy(rng, 2.0), without) is None
+    assert suspect(noisy(rng, 2.0, 0.01), without) is None
 
 
 def test_a_gain_needs_three_parties_that_tell_of_both() -> None:
