@@ -28,6 +28,7 @@ from fedbpt_api.bench.suite import Suite, load_suite
 from fedbpt_api.data import read_examples
 from fedbpt_api.prompts.written import Line
 from fedbpt_api.run.assess import Assessor
+from fedbpt_api.run.assessment import SPREAD
 from fedbpt_api.run.opening import open_parties
 from fedbpt_api.run.origins import Shown, shown_examples, written_lines
 from fedbpt_api.run.words import choose_words
@@ -37,7 +38,7 @@ from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import Example
 from fedbpt_api.verbalizer import Kind, fit
-from fedbpt_api.verbalizer.committee import distances
+from fedbpt_api.verbalizer.committee import distances, shares
 
 SIZES = '{"1": 33, "4": 10, "2": 10}'
 TRUST = 0.5  # in the labels, as search.trust
@@ -218,20 +219,26 @@ def _greedy(pool: Pool, ones: list[int], split: int, size: int, rng: np.random.G
 
 
 def _nearest(
-    trust: float, held_out: bool = True
+    trust: float, held_out: bool = True, spread: float = SPREAD
 ) -> Callable[[Pool, list[int], int, int, np.random.Generator], list[list[int]]]:
-    """Forward selection by the distance from committee and labels, on texts that no reading was fitted on."""
+    """Forward selection by the distance from committee and labels, on texts that no reading was fitted on.
+
+    With an infinite spread all prompts count alike in the committee.
+    """
 
     def choose(
         pool: Pool, ones: list[int], split: int, size: int, rng: np.random.Generator
     ) -> list[list[int]]:
         own = (pool.parts == split) & ~(pool.trained & held_out)
-        rows = np.array([pool.logits(p, split)[own] for p in ones])
+        rows, labels = np.array([pool.logits(p, split)[own] for p in ones]), pool.labels[own]
+        alike = np.full(len(ones), 1 / len(ones))
+        alone = distances(rows, labels, [[p] for p in range(len(ones))], 1.0, alike)
+        counting = shares(alone / len(labels), len(labels), spread)
         places: list[int] = []
         while len(places) < size:
             rest = [p for p in range(len(ones)) if p not in places]
             sets = [[*places, p] for p in rest]
-            places.append(rest[int(np.argmin(distances(rows, pool.labels[own], sets, trust)))])
+            places.append(rest[int(np.argmin(distances(rows, labels, sets, trust, counting)))])
         return [[ones[p] for p in places]]
 
     return choose
@@ -262,6 +269,7 @@ RULES: dict[str, Callable[[Pool, list[int], int, int, np.random.Generator], list
     "committee": _nearest(0.0),
     "committee and labels": _nearest(TRUST),
     "the same, labels weighing half as much": _nearest(TRUST / 2),
+    "the same, all alike in the committee": _nearest(TRUST, spread=np.inf),
     "the same on training texts too": _nearest(TRUST, held_out=False),
     "labels": _nearest(1.0),
     "best losses": _best,

@@ -295,7 +295,11 @@ class Client:
         return Tally.of(self._test.labels, predictions, len(contestants[0].verbalizer.groups))
 
     async def agreement(
-        self, judged: Sequence[tuple[Asked, Verbalizer]], sets: Sequence[Sequence[int]], trust: float
+        self,
+        judged: Sequence[tuple[Asked, Verbalizer]],
+        sets: Sequence[Sequence[int]],
+        trust: float,
+        shares: Floats,
     ) -> Floats:
         """How far what sets of prompts say is from what all say together, and from the labels.
 
@@ -303,6 +307,7 @@ class Client:
             judged: P prompts with their verbalizers; nothing is scored anew.
             sets: Places in `judged`.
             trust: Weight of the labels in the target.
+            shares: What each prompt counts for among all, shape [P].
 
         Returns:
             For each set its distance summed over development texts (training texts where there are none),
@@ -313,9 +318,8 @@ class Client:
             if self._read.get(prompt, (None,))[0] != verbalizer:
                 logits = verbalizer.logits(*await self.scorer.scores(prompt, held_out.texts))
                 self._read[prompt] = (verbalizer, logits)
-        return distances(
-            np.array([self._read[prompt][1] for prompt, _ in judged]), held_out.labels, sets, trust
-        )
+        rows = np.array([self._read[prompt][1] for prompt, _ in judged])
+        return distances(rows, held_out.labels, sets, trust, shares)
 
     async def search(
         self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference

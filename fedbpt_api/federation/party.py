@@ -53,7 +53,11 @@ class Party(Protocol):
         self, prompt: Asked, verbalizer: Verbalizer, part: Literal["train", "dev"] = "dev", repeat: int = 0
     ) -> Sums: ...
     async def agreement(
-        self, judged: Sequence[tuple[Asked, Verbalizer]], sets: Sequence[Sequence[int]], trust: float
+        self,
+        judged: Sequence[tuple[Asked, Verbalizer]],
+        sets: Sequence[Sequence[int]],
+        trust: float,
+        shares: Floats,
     ) -> Floats: ...
     async def search(
         self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference

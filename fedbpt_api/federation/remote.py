@@ -226,12 +226,17 @@ class RemoteParty:
         return sums
 
     async def agreement(
-        self, judged: Sequence[tuple[Asked, Verbalizer]], sets: Sequence[Sequence[int]], trust: float
+        self,
+        judged: Sequence[tuple[Asked, Verbalizer]],
+        sets: Sequence[Sequence[int]],
+        trust: float,
+        shares: Floats,
     ) -> Floats:
         fields = {
             "judged": [[plain.of_prompt(prompt), verbalizer.to_dict()] for prompt, verbalizer in judged],
             "sets": [list(places) for places in sets],
             "trust": trust,
+            "shares": shares.tolist(),
         }
         found = plain.to_floats((await self.channel.ask("agreement", fields)).fields.get("distances"))
         most = _AWAY * (self.n_train + self.n_dev)

@@ -26,6 +26,7 @@ from fedbpt_api.federation.messages import Broadcast, MessageError, decode_state
 from fedbpt_api.federation.tally import Contestant
 from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import Job
+from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
 from fedbpt_api.scoring.scorer import Stopped
 from fedbpt_api.verbalizer import ClientFit, FitError, Verbalizer, encode
@@ -171,7 +172,10 @@ class Responder:
                 sets = [[plain.whole(k, 0, len(judged) - 1) for k in places] for places in fields["sets"]]
                 if not judged or not all(sets):
                     raise ValueError("a set of no prompts")
-                return partial(self._agreement, judged, sets, plain.finite(fields["trust"]))
+                shares = plain.to_floats(fields["shares"])
+                if shares.shape != (len(judged),):
+                    raise ValueError(f"{shares.shape} shares for {len(judged)} prompts")
+                return partial(self._agreement, judged, sets, plain.finite(fields["trust"]), shares)
             case "rounds":
                 rounds = (
                     plain.to_space(fields["space"]),
@@ -256,9 +260,13 @@ class Responder:
         return Envelope("sums", plain.of_sums(await self._client.evaluate(prompt, verbalizer, part, repeat)))
 
     async def _agreement(
-        self, judged: Sequence[tuple[Asked, Verbalizer]], sets: Sequence[Sequence[int]], trust: float
+        self,
+        judged: Sequence[tuple[Asked, Verbalizer]],
+        sets: Sequence[Sequence[int]],
+        trust: float,
+        shares: Floats,
     ) -> Envelope:
-        found = await self._client.agreement(judged, sets, trust)
+        found = await self._client.agreement(judged, sets, trust, shares)
         return Envelope("agreement", {"distances": found.tolist()})
 
     async def _rounds(self, rounds: tuple[PromptSpace, Plan, Reference]) -> Envelope:

@@ -1,11 +1,13 @@
 """How near what a few prompts say comes to what all prompts say together, and to the labels.
 
-With R_p(x) the label log-probabilities that are read for a text x asked with prompt p, the target is
+With R_p(x) the label log-probabilities that are read for a text x asked with prompt p, and shares v_p that
+sum to 1, the target is
 
-    t(x) = (1 - trust) softmax( mean over all p of R_p(x) ) + trust e_y(x),
+    t(x) = (1 - trust) softmax( sum over all p of v_p R_p(x) ) + trust e_y(x),
 
 and the distance of a set S of prompts is the cross-entropy of t and softmax( mean over S of R_p ):
-distillation (Hinton et al. 2015, arXiv 1503.02531) of a committee into few members.
+distillation (Hinton et al. 2015, arXiv 1503.02531) of a committee into few members. The shares follow from
+how well each prompt reads the labels.
 """
 
 from __future__ import annotations
@@ -19,7 +21,27 @@ from fedbpt_api.scoring.losses import Labels
 from fedbpt_api.verbalizer.verbalizer import log_sum
 
 
-def distances(rows: Floats, labels: Labels, sets: Sequence[Sequence[int]], trust: float) -> Floats:
+def shares(losses: Floats, n: int, spread: float) -> Floats:
+    """v, what each prompt counts for in the committee: exp(-(l_p - min l) sqrt(n) / spread), over its sum.
+
+    Prompts whose losses differ by what chance does between two equally good ones count nearly alike; one that
+    tells nothing of a text, next to one that does, hardly counts.
+
+    Args:
+        losses: l, cross-entropies with the labels in nats a text, shape [P].
+        n: Texts that they are means over.
+        spread: Standard deviation of two prompts' difference in loss on a text, in nats.
+
+    Returns:
+        Shape [P].
+    """
+    found: Floats = np.exp(-(losses - losses.min()) * np.sqrt(n) / spread)
+    return np.asarray(found / found.sum())
+
+
+def distances(
+    rows: Floats, labels: Labels, sets: Sequence[Sequence[int]], trust: float, shares: Floats
+) -> Floats:
     """The distance of each set, in nats, summed over n texts.
 
     Args:
@@ -27,12 +49,13 @@ def distances(rows: Floats, labels: Labels, sets: Sequence[Sequence[int]], trust
         labels: The texts' labels y, shape [n].
         sets: Places of prompts in `rows`.
         trust: Weight of the labels in the target, 0 to 1.
+        shares: v, what each prompt counts for in the committee, shape [P].
 
     Returns:
         Shape [len(sets)].
     """
     rows = rows - log_sum(rows)
-    committee = rows.mean(axis=0)
+    committee = np.tensordot(shares, rows, 1)
     target = (1 - trust) * np.exp(committee - log_sum(committee))
     target[np.arange(len(labels)), labels] += trust
     together = np.array([rows[list(places)].mean(axis=0) for places in sets])

@@ -147,6 +147,7 @@ NAMES = (
     "repeat",
     "judged",
     "sets",
+    "shares",
 )
 MORE = ("trust", "space", "plan", "reference", "contestants", "common", "grant", "ids", "members", "kind")
 

@@ -49,7 +49,8 @@ async def test_agreement_is_the_cross_entropy_with_committee_and_labels(rough: T
     client = await make_client(backend=toy, words=words)
     prompts = [await toy.tokenize(text) for text in ("Is it good?\n", "Say the mood.\n", "")]
     readers = [Verbalizer.from_bias(words, ((0,), (1,)), 1.0, rng.normal(size=2)) for _ in prompts]
-    found = await client.agreement(list(zip(prompts, readers, strict=True)), [(0,), (1, 2)], 0.25)
+    judged, counting = list(zip(prompts, readers, strict=True)), np.array([0.5, 0.2, 0.3])
+    found = await client.agreement(judged, [(0,), (1, 2)], 0.25, counting)
     texts, labels = client._dev.texts, client._dev.labels
     said = []  # by hand: softmax of (label log-probabilities + bias), prompt by prompt
     for prompt, reader in zip(prompts, readers, strict=True):
@@ -58,7 +59,7 @@ async def test_agreement_is_the_cross_entropy_with_committee_and_labels(rough: T
     for places, value in zip([(0,), (1, 2)], found, strict=True):
         wanted = 0.0
         for n, label in enumerate(labels):
-            everyone = np.exp(sum(s[n] for s in said) / 3)
+            everyone = np.exp(sum(v * s[n] for v, s in zip(counting, said, strict=True)))
             some = np.exp(sum(said[p][n] for p in places) / len(places))
             target = 0.75 * everyone / everyone.sum() + 0.25 * np.eye(2)[label]
             wanted -= float((target * np.log(some / some.sum())).sum())

@@ -7,25 +7,43 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbpt_api.verbalizer.committee import distances
+from fedbpt_api.verbalizer.committee import distances, shares
 
 
 @given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 8), st.integers(2, 4))
 def test_nobody_is_nearer_to_a_committee_than_itself(seed: int, p: int, n: int, c: int) -> None:
     rng = np.random.default_rng(seed)
     rows, labels = rng.normal(size=(p, n, c)), rng.integers(c, size=n)
-    everyone, *others = distances(rows, labels, [range(p), *([k] for k in range(p))], 0.0)
+    alike = np.full(p, 1 / p)
+    everyone, *others = distances(rows, labels, [range(p), *([k] for k in range(p))], 0.0, alike)
     assert all(everyone <= other + 1e-9 for other in others)
 
 
 def test_with_labels_alone_it_is_the_cross_entropy() -> None:
     rows = np.log(np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.5, 0.5], [0.5, 0.5]]]))
-    found = distances(rows, np.array([0, 0]), [[0], [1]], 1.0)
+    found = distances(rows, np.array([0, 0]), [[0], [1]], 1.0, np.array([0.3, 0.7]))
     assert found == pytest.approx([-np.log(0.9) - np.log(0.2), -2 * np.log(0.5)])
 
 
 def test_trust_mixes_the_two_and_a_common_shift_of_logits_changes_nothing() -> None:
     rng = np.random.default_rng(3)
     rows, labels, sets = rng.normal(size=(3, 5, 3)), rng.integers(3, size=5), [[0], [1, 2]]
-    ends = [distances(rows, labels, sets, trust) for trust in (0.0, 1.0)]
-    np.testing.assert_allclose(distances(rows + 7.0, labels, sets, 0.25), 0.75 * ends[0] + 0.25 * ends[1])
+    counting = shares(rng.random(3), 5, 0.3)
+    ends = [distances(rows, labels, sets, trust, counting) for trust in (0.0, 1.0)]
+    mixed = distances(rows + 7.0, labels, sets, 0.25, counting)
+    np.testing.assert_allclose(mixed, 0.75 * ends[0] + 0.25 * ends[1])
+
+
+def test_a_prompt_that_has_all_of_the_committee_is_the_nearest_to_it() -> None:
+    rng = np.random.default_rng(4)
+    rows, labels = rng.normal(size=(3, 5, 3)), rng.integers(3, size=5)
+    found = distances(rows, labels, [[0], [1], [2], [0, 1, 2]], 0.0, np.array([0.0, 1.0, 0.0]))
+    assert found.argmin() == 1
+
+
+def test_shares_fall_by_e_for_each_standard_error() -> None:
+    found = shares(np.array([0.5, 0.5 + 0.3 / 4, 0.5 + 3.0]), 16, 0.3)
+    assert found.sum() == pytest.approx(1.0)
+    assert found[0] / found[1] == pytest.approx(np.e)
+    assert found[2] < 1e-15
+    np.testing.assert_allclose(shares(np.full(4, 0.7), 16, 0.3), 0.25)
