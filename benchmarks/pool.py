@@ -218,28 +218,40 @@ def _greedy(pool: Pool, ones: list[int], split: int, size: int, rng: np.random.G
     return [members]
 
 
-def _nearest(
-    trust: float, held_out: bool = True, spread: float = SPREAD
-) -> Callable[[Pool, list[int], int, int, np.random.Generator], list[list[int]]]:
-    """Forward selection by the distance from committee and labels, on texts that no reading was fitted on.
+def nearest(
+    rows: Floats, labels: npt.NDArray[np.intp], size: int, trust: float, spread: float = SPREAD
+) -> list[int]:
+    """Places of the prompts that a run chooses: forward selection by the distance from committee and labels.
 
-    With an infinite spread all prompts count alike in the committee.
+    Args:
+        rows: What is read for each text asked with each prompt, shape [P, n, C].
+        labels: The texts' labels.
+        size: Prompts to choose.
+        trust: Weight of the labels in the target.
+        spread: Nats by which prompts must differ to count unlike; all count alike if it is infinite.
     """
+    everyone = range(len(rows))
+    alone = distances(rows, labels, [[p] for p in everyone], 1.0, np.full(len(rows), 1 / len(rows)))
+    counting = shares(alone / len(labels), len(labels), spread)
+    places: list[int] = []
+    while len(places) < size:
+        rest = [p for p in everyone if p not in places]
+        found = distances(rows, labels, [[*places, p] for p in rest], trust, counting)
+        places.append(rest[int(np.argmin(found))])
+    return places
+
+
+def _nearest(
+    trust: float, held_out: bool = True, spread: float = np.inf
+) -> Callable[[Pool, list[int], int, int, np.random.Generator], list[list[int]]]:
+    """By the distance from committee and labels, on texts that no reading was fitted on."""
 
     def choose(
         pool: Pool, ones: list[int], split: int, size: int, rng: np.random.Generator
     ) -> list[list[int]]:
         own = (pool.parts == split) & ~(pool.trained & held_out)
-        rows, labels = np.array([pool.logits(p, split)[own] for p in ones]), pool.labels[own]
-        alike = np.full(len(ones), 1 / len(ones))
-        alone = distances(rows, labels, [[p] for p in range(len(ones))], 1.0, alike)
-        counting = shares(alone / len(labels), len(labels), spread)
-        places: list[int] = []
-        while len(places) < size:
-            rest = [p for p in range(len(ones)) if p not in places]
-            sets = [[*places, p] for p in rest]
-            places.append(rest[int(np.argmin(distances(rows, labels, sets, trust, counting)))])
-        return [[ones[p] for p in places]]
+        rows = np.array([pool.logits(p, split)[own] for p in ones])
+        return [[ones[p] for p in nearest(rows, pool.labels[own], size, trust, spread)]]
 
     return choose
 
@@ -258,7 +270,7 @@ def _promising(
         p: fit(pool.logprobs[p][own], pool.labels[own], pool.words, pool.groups, kind="bias")[1].loss
         for p in ones
     }
-    limit = min(losses.values()) + 0.3 / np.sqrt(own.sum())
+    limit = min(losses.values()) + SPREAD / np.sqrt(own.sum())
     kept = [p for p in ones if losses[p] <= limit]
     return _nearest(TRUST)(pool, kept, split, min(size, len(kept)), rng)
 
@@ -269,7 +281,7 @@ RULES: dict[str, Callable[[Pool, list[int], int, int, np.random.Generator], list
     "committee": _nearest(0.0),
     "committee and labels": _nearest(TRUST),
     "the same, labels weighing half as much": _nearest(TRUST / 2),
-    "the same, all alike in the committee": _nearest(TRUST, spread=np.inf),
+    "the same, prompts counting as they read": _nearest(TRUST, spread=SPREAD),
     "the same on training texts too": _nearest(TRUST, held_out=False),
     "labels": _nearest(1.0),
     "best losses": _best,
