@@ -34,7 +34,8 @@ demo-short: override PREPARE_ARGS += --test 30
 demo-short: demo ## the same in about three minutes: small budget, few test tweets
 
 test: $(MODEL) ## all tests, those on the embedded model included
-	$(PY) -m pytest -m "not servers and not flower"
+	$(PY) -m pytest -n logical -m "not model and not servers and not flower"
+	$(PY) -m pytest -m model # one at a time: the model has all cores
 
 test-flower: $(MODEL) ## tests on real Flower: a SuperLink, SuperNodes, apps, over TLS on this machine
 	$(PY) -m pytest -m flower

@@ -153,7 +153,7 @@ class SearchSettings(Section):
         minibatch: Training texts that a generation is scored on; all of them without it. Parties behind a
             network want 8 or more.
         choice: How the result is chosen: the prompt with the smallest held-out loss, or what comes nearest to
-            the committee of all prompts that were judged, and to the labels.
+            the committee of all prompts that were judged, those that read well above all, and to the labels.
         trust: Weight of the labels there, against the committee's; 1 asks the labels alone.
         ensemble: Most prompts that answer together in the result of a committee; each text is then asked as
             often.

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from fedbpt_api.federation.client import Client
+from fedbpt_api.federation.envelope import opened
+from fedbpt_api.federation.exchange import Exchange
+from fedbpt_api.federation.responder import Responder
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.classify import Classifier
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.replay import replay
+from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.encode import Encoder, Ensemble
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import Example
 from fedbpt_api.verbalizer import Verbalizer
+from lies import reached_through
 from toy import IDS, LABEL_WORDS, TEMPLATE, ToyBackend, Toys, make_task
 from toy_clients import make_client
-from toy_runs import fedbpt, run_toy, scored
+from toy_runs import fedbpt, make_settings, run_toy, scored
 
 TOGETHER = "--- and ---"
 CHANGES: dict[str, object] = {"search.choice": "committee", "search.ensemble": 3, "search.rounds": 4}
@@ -72,6 +79,35 @@ async def test_one_prompt_is_chosen_by_agreement_too(rough: Toys) -> None:
     judged = [e for e in events if isinstance(e, Assessed)]
     assert TOGETHER not in result.prompt
     assert result.prompt in {e.prompt for e in judged}
+
+
+async def test_prompts_that_read_worse_count_for_less_in_the_committee(rough: Toys) -> None:
+    """The shares that clients are told follow from what they told of single prompts, by the equation."""
+    told: list[tuple[dict[str, Any], list[float]]] = []
+
+    def between(client: Client) -> Exchange:
+        party = Responder(client, tuple(IDS[group[0]] for group in LABEL_WORDS.words))
+
+        async def exchange(data: bytes) -> bytes:
+            answer = await party.answer(data)
+            if (question := opened(data)).kind == "agreement":
+                told.append((dict(question.fields), opened(answer).fields["answer"]["distances"]))
+            return answer
+
+        return exchange
+
+    task = make_task()
+    await Tuner(make_settings(task, CHANGES), task, opener=reached_through(between)).run()
+    single = [losses for fields, losses in told if all(len(places) == 1 for places in fields["sets"])][:3]
+    later = [fields for fields, _ in told if any(len(places) == 2 for places in fields["sets"])]
+    assert [fields["trust"] for fields, _ in told[:3]] == [1.0] * 3
+    n = 3 * 8
+    alone = np.sum(single, axis=0) / n
+    wanted = np.exp(-(alone - alone.min()) / (0.3 / np.sqrt(n)))
+    assert len(later) == 3 and later[0]["trust"] == 0.5
+    for fields in later:
+        np.testing.assert_allclose(fields["shares"], wanted / wanted.sum())
+    assert max(later[0]["shares"]) > 1.2 / len(wanted)  # they do differ
 
 
 @pytest.mark.parametrize("seed", range(3))
