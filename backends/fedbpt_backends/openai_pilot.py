@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedbpt_api.errors import BackendError
+from fedbpt_api.fanning import side_by_side
 from fedbpt_backends.http_json import SHAPE_ERRORS
 from fedbpt_backends.openai_client import Client, Refused
 from fedbpt_backends.openai_route import NO_PREFILL, PREFILLS, Api, Prefill, Route
@@ -87,7 +87,7 @@ class Pilot:
     async def noise(self, route: Route) -> float:
         """Standard deviation of a log-probability when the same is asked again, alone and beside others."""
         alone = await self._ask(route, _SAMPLES[0])
-        beside = await asyncio.gather(*(self._ask(route, _SAMPLES[0]) for _ in range(_REPEATS - 1)))
+        beside = await side_by_side([self._ask(route, _SAMPLES[0]) for _ in range(_REPEATS - 1)])
         found = [values for values, _ in (alone, *beside)]
         common = set.intersection(*(set(one) for one in found))
         if not common:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fedbpt_api.errors import FedbptError, QuotaError
+from fedbpt_api.fanning import side_by_side
 from fedbpt_api.federation.account import Account
 from fedbpt_api.federation.envelope import Envelope, opened, opened_answer, seal
 from fedbpt_api.federation.exchange import Exchange, GivingUp
 from fedbpt_api.federation.facts import Facts
-from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.forgotten import Forgotten, patiently
 from fedbpt_api.federation.messages import MessageError
 from fedbpt_api.prompts.space import Ids

@@ -14,13 +14,13 @@ import numpy as np
 import orjson
 
 from fedbpt_api.errors import FedbptError
+from fedbpt_api.fanning import side_by_side
 from fedbpt_api.federation import plain
 from fedbpt_api.federation.account import Account
 from fedbpt_api.federation.channel import Channel, introduced
 from fedbpt_api.federation.envelope import Envelope, seal
 from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.federation.facts import Facts
-from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.forgotten import patiently
 from fedbpt_api.federation.local_search import Plan, Reference, Searched
 from fedbpt_api.federation.messages import Broadcast, MessageError, decode_update, encode_broadcast

@@ -19,11 +19,11 @@ from itertools import zip_longest
 from typing import Any, Final, TypeVar
 
 from fedbpt_api.errors import FedbptError
+from fedbpt_api.fanning import side_by_side
 from fedbpt_api.federation import plain
 from fedbpt_api.federation.envelope import Envelope, opened, seal
 from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.federation.facts import Facts
-from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.masks import LEAST, added
 from fedbpt_api.federation.messages import MessageError
 from fedbpt_api.federation.summable import unpacked

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from fedbpt_api.errors import FedbptError
-from fedbpt_api.federation.fanning import side_by_side
+from fedbpt_api.fanning import side_by_side
 from fedbpt_api.federation.party import Party
 from fedbpt_api.federation.runtime import Answers, ask_all, need_quorum
 from fedbpt_api.federation.tally import Sums

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedbpt_api.errors import ConfigError
+from fedbpt_api.fanning import side_by_side
 from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.envelope import Envelope, seal
 from fedbpt_api.federation.exchange import Exchange
-from fedbpt_api.federation.fanning import side_by_side
 from fedbpt_api.federation.hidden import Hidden
 from fedbpt_api.federation.masks import Masks
 from fedbpt_api.federation.noise import Noise

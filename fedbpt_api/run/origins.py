@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedbpt_api.federation.fanning import side_by_side
+from fedbpt_api.fanning import side_by_side
 from fedbpt_api.federation.local_search import Reference
 from fedbpt_api.federation.runtime import ask_all
 from fedbpt_api.prompts.codebook import Codebook, CodebookSpace, demonstrations, drawn_texts, words_after

@@ -22,7 +22,7 @@ from typing import Final
 
 import numpy as np
 
-from fedbpt_api.federation.fanning import side_by_side
+from fedbpt_api.fanning import side_by_side
 from fedbpt_api.federation.tally import Sums
 from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.assessment import Assessment

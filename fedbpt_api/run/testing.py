@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedbpt_api.errors import FedbptError, QuorumError, QuotaError, RunFolderError
-from fedbpt_api.federation.fanning import side_by_side
+from fedbpt_api.fanning import side_by_side
 from fedbpt_api.federation.party import Party
 from fedbpt_api.federation.tally import Contestant, Tally
 from fedbpt_api.prompts.space import members_of

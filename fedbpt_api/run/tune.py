@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fedbpt_api.federation.fanning import side_by_side
+from fedbpt_api.fanning import side_by_side
 from fedbpt_api.federation.runtime import Round
 from fedbpt_api.methods.loops import LOOPS
 from fedbpt_api.methods.searching import Searching, Stop
