@@ -1,6 +1,6 @@
 """What finished runs would have taken by other rules of choice, tried on rows of the development file.
 
-    FEDBPT_DATA=... python benchmarks/choices.py sst2 DIR/runs/sst2/one/ensemble/8000 --rows 600
+    FEDBPT_DATA=... python benchmarks/choices.py sst2 DIR/runs/sst2/one/ensemble/8000
 
 Every prompt that a run of the bench judged is scored again on that run's own texts; each rule takes its
 three; those are scored on balanced rows of the development file (never the test file), read by a verbalizer
@@ -25,7 +25,6 @@ from fedbpt_api.bench.suite import Suite, load_suite
 from fedbpt_api.data import read_examples
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.run.assess import Assessor
-from fedbpt_api.run.assessment import SPREAD
 from fedbpt_api.run.ensemble import ORIGIN
 from fedbpt_api.run.opening import open_parties
 from fedbpt_api.run.words import choose_words
@@ -38,31 +37,31 @@ from fedbpt_api.verbalizer.verbalizer import normalised
 
 MEMBERS: Final = 3
 RULES: Final[Mapping[str, tuple[float, float]]] = {
-    "labels and committee, prompts counting as they read": (0.5, SPREAD),
-    "labels and committee, all alike": (0.5, np.inf),
-    "committee alone, all alike": (0.0, np.inf),
-    "labels alone": (1.0, SPREAD),
+    "labels and committee, prompts counting by what they tell": (0.5, 2.0),
+    "labels and committee, all alike": (0.5, 0.0),
+    "labels alone": (1.0, 0.0),
 }
-"""Trust in the labels, and the spread by which prompts count for less."""
+"""Trust in the labels, and the power of what prompts tell by which they count in the committee."""
 
 
 def main(
     task: Annotated[str, typer.Argument(help="A task of the suite.")],
     folder: Annotated[Path, typer.Argument(help="Runs of one party, a folder a seed.")],
+    split: Annotated[str, typer.Option(help="What they are split over: one or pooled.")] = "one",
     file: Annotated[Path, typer.Option("--suite", help="The suite that they are of.")] = HERE / "main.toml",
     rows: Annotated[int, typer.Option(help="Rows of the development file.")] = 600,
 ) -> None:
     suite = load_suite(file)
     seeds = sorted(int(path.name) for path in folder.iterdir() if (path / "result.json").exists())
-    found = [asyncio.run(_tried(suite, task, folder / str(seed), seed, rows)) for seed in seeds]
-    print(f"{task}, seeds {seeds}:")
+    found = [asyncio.run(_tried(suite, task, split, folder / str(seed), rows)) for seed in seeds]
+    print(f"{task}, {split}, seeds {seeds}:")
     for rule in RULES:
         values = [accuracies[rule] for accuracies in found]
         print(f"  {rule}: {' '.join(f'{v:.3f}' for v in values)}, mean {np.mean(values):.3f}")
 
 
-async def _tried(suite: Suite, task: str, run: Path, seed: int, rows: int) -> dict[str, float]:
-    settings, texts = prepared(suite, Cell(task, "one", "ensemble", 1_000_000, seed))
+async def _tried(suite: Suite, task: str, split: str, run: Path, rows: int) -> dict[str, float]:
+    settings, texts = prepared(suite, Cell(task, split, "ensemble", 1_000_000, int(run.name)))
     parties = await open_parties(settings, texts, lambda: False)
     async with aclosing(parties):
         parties.start()
@@ -80,8 +79,8 @@ async def _tried(suite: Suite, task: str, run: Path, seed: int, rows: int) -> di
         n, words, groups = len(train.texts), parties.words, parties.groups
         read = [fit(x[:n], train.labels, words, groups)[0].logits(x[n:]) for x in scores]
         accuracies = {}
-        for rule, (trust, spread) in RULES.items():
-            taken = nearest(np.array(read), dev.labels, MEMBERS, trust, spread)
+        for rule, (trust, power) in RULES.items():
+            taken = nearest(np.array(read), dev.labels, MEMBERS, trust, power)
             fitted = np.mean([scores[p] for p in taken], axis=0)
             labels = np.concatenate([train.labels, dev.labels])
             verbalizer, _ = fit(fitted, labels, words, groups, kind="weighted")

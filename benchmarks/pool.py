@@ -218,9 +218,7 @@ def _greedy(pool: Pool, ones: list[int], split: int, size: int, rng: np.random.G
     return [members]
 
 
-def nearest(
-    rows: Floats, labels: npt.NDArray[np.intp], size: int, trust: float, spread: float = SPREAD
-) -> list[int]:
+def nearest(rows: Floats, labels: npt.NDArray[np.intp], size: int, trust: float, power: float) -> list[int]:
     """Places of the prompts that a run chooses: forward selection by the distance from committee and labels.
 
     Args:
@@ -228,11 +226,11 @@ def nearest(
         labels: The texts' labels.
         size: Prompts to choose.
         trust: Weight of the labels in the target.
-        spread: Nats by which prompts must differ to count unlike; all count alike if it is infinite.
+        power: Of what prompts tell, by which they count in the committee; 0: all count alike.
     """
     everyone = range(len(rows))
     alone = distances(rows, labels, [[p] for p in everyone], 1.0, np.full(len(rows), 1 / len(rows)))
-    counting = shares(alone / len(labels), len(labels), spread)
+    counting = shares(alone / len(labels), rows.shape[2], power)
     places: list[int] = []
     while len(places) < size:
         rest = [p for p in everyone if p not in places]
@@ -242,7 +240,7 @@ def nearest(
 
 
 def _nearest(
-    trust: float, held_out: bool = True, spread: float = np.inf
+    trust: float, held_out: bool = True, power: float = 0.0
 ) -> Callable[[Pool, list[int], int, int, np.random.Generator], list[list[int]]]:
     """By the distance from committee and labels, on texts that no reading was fitted on."""
 
@@ -251,7 +249,7 @@ def _nearest(
     ) -> list[list[int]]:
         own = (pool.parts == split) & ~(pool.trained & held_out)
         rows = np.array([pool.logits(p, split)[own] for p in ones])
-        return [[ones[p] for p in nearest(rows, pool.labels[own], size, trust, spread)]]
+        return [[ones[p] for p in nearest(rows, pool.labels[own], size, trust, power)]]
 
     return choose
 
@@ -281,7 +279,7 @@ RULES: dict[str, Callable[[Pool, list[int], int, int, np.random.Generator], list
     "committee": _nearest(0.0),
     "committee and labels": _nearest(TRUST),
     "the same, labels weighing half as much": _nearest(TRUST / 2),
-    "the same, prompts counting as they read": _nearest(TRUST, spread=SPREAD),
+    "the same, prompts counting by what they tell": _nearest(TRUST, power=2.0),
     "the same on training texts too": _nearest(TRUST, held_out=False),
     "labels": _nearest(1.0),
     "best losses": _best,

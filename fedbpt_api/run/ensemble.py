@@ -4,7 +4,7 @@ Prompts that look best on a few dozen texts are hardly better than others (bench
 errors differ. What all of them say together is better than nearly any of them, and needs no label to be
 known. So the result is the few prompts whose mean comes nearest to that committee and to the labels
 (`verbalizer.committee`), over the development texts of all clients: texts that a reading was fitted on would
-only repeat their labels. Those that read clearly worse than others count for less in it. The set is grown one
+only repeat their labels. Those that tell little of the labels hardly count in it. The set is grown one
 prompt at a time (forward selection, Caruana et al. 2004, "Ensemble selection from libraries of models").
 Clients send a sum a candidate; texts, labels and readings stay with them.
 
@@ -23,7 +23,7 @@ import numpy as np
 from fedbpt_api.aggregate.clipping import without_outliers
 from fedbpt_api.prompts.space import Asked, Ensemble, Ids
 from fedbpt_api.run.assess import Assessor
-from fedbpt_api.run.assessment import SPREAD, Assessment
+from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.run.private import hidden_by_noise
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.verbalizer.committee import shares
@@ -52,7 +52,7 @@ async def choose_ensemble(assessor: Assessor, most: int) -> Assessment:
         return best
     equal = np.full(len(judged), 1 / len(judged))
     alone, n = await _losses(assessor, judged, common, [(p,) for p in range(len(judged))], 1.0, equal)
-    counting = shares(alone / n, n, SPREAD)
+    counting = shares(alone / n, len(assessor.parties.groups))
     members: list[int] = []
     while len(members) < min(most, len(judged)):
         rest = [p for p in range(len(judged)) if p not in members]

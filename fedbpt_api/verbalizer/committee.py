@@ -21,22 +21,22 @@ from fedbpt_api.scoring.losses import Labels
 from fedbpt_api.verbalizer.verbalizer import log_sum
 
 
-def shares(losses: Floats, n: int, spread: float) -> Floats:
-    """v, what each prompt counts for in the committee: exp(-(l_p - min l) sqrt(n) / spread), over its sum.
+def shares(losses: Floats, labels: int, power: float = 2.0) -> Floats:
+    """v, what each prompt counts for in the committee: max(0, log C - l_p)^power, over its sum.
 
-    Prompts whose losses differ by what chance does between two equally good ones count nearly alike; one that
-    tells nothing of a text, next to one that does, hardly counts.
+    log C - l_p is what an answer tells of a text's label, in nats, against even odds: prompts that all tell
+    something count nearly alike, one that tells nothing beside others that do does not count.
 
     Args:
         losses: l, cross-entropies with the labels in nats a text, shape [P].
-        n: Texts that they are means over.
-        spread: Standard deviation of two prompts' difference in loss on a text, in nats.
+        labels: How many labels there are, C.
+        power: 0 lets all count alike.
 
     Returns:
-        Shape [P].
+        Shape [P]; all alike where no prompt tells anything.
     """
-    found: Floats = np.exp(-(losses - losses.min()) * np.sqrt(n) / spread)
-    return np.asarray(found / found.sum())
+    found = np.maximum(0.0, np.log(labels) - losses) ** power
+    return np.asarray(found / found.sum()) if found.sum() > 0 else np.full(len(losses), 1 / len(losses))
 
 
 def distances(

@@ -81,7 +81,7 @@ async def test_one_prompt_is_chosen_by_agreement_too(rough: Toys) -> None:
     assert result.prompt in {e.prompt for e in judged}
 
 
-async def test_prompts_that_read_worse_count_for_less_in_the_committee(rough: Toys) -> None:
+async def test_prompts_that_tell_less_of_labels_count_for_less_in_the_committee(rough: Toys) -> None:
     """The shares that clients are told follow from what they told of single prompts, by the equation."""
     told: list[tuple[dict[str, Any], list[float]]] = []
 
@@ -103,7 +103,7 @@ async def test_prompts_that_read_worse_count_for_less_in_the_committee(rough: To
     assert [fields["trust"] for fields, _ in told[:3]] == [1.0] * 3
     n = 3 * 8
     alone = np.sum(single, axis=0) / n
-    wanted = np.exp(-(alone - alone.min()) / (0.3 / np.sqrt(n)))
+    wanted = np.maximum(0, np.log(2) - alone) ** 2
     assert len(later) == 3 and later[0]["trust"] == 0.5
     for fields in later:
         np.testing.assert_allclose(fields["shares"], wanted / wanted.sum())

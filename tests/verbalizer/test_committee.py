@@ -28,7 +28,7 @@ def test_with_labels_alone_it_is_the_cross_entropy() -> None:
 def test_trust_mixes_the_two_and_a_common_shift_of_logits_changes_nothing() -> None:
     rng = np.random.default_rng(3)
     rows, labels, sets = rng.normal(size=(3, 5, 3)), rng.integers(3, size=5), [[0], [1, 2]]
-    counting = shares(rng.random(3), 5, 0.3)
+    counting = shares(rng.random(3), 3)
     ends = [distances(rows, labels, sets, trust, counting) for trust in (0.0, 1.0)]
     mixed = distances(rows + 7.0, labels, sets, 0.25, counting)
     np.testing.assert_allclose(mixed, 0.75 * ends[0] + 0.25 * ends[1])
@@ -41,9 +41,8 @@ def test_a_prompt_that_has_all_of_the_committee_is_the_nearest_to_it() -> None:
     assert found.argmin() == 1
 
 
-def test_shares_fall_by_e_for_each_standard_error() -> None:
-    found = shares(np.array([0.5, 0.5 + 0.3 / 4, 0.5 + 3.0]), 16, 0.3)
-    assert found.sum() == pytest.approx(1.0)
-    assert found[0] / found[1] == pytest.approx(np.e)
-    assert found[2] < 1e-15
-    np.testing.assert_allclose(shares(np.full(4, 0.7), 16, 0.3), 0.25)
+def test_a_prompt_that_tells_twice_as_much_counts_four_times_and_one_that_tells_nothing_not_at_all() -> None:
+    found = shares(np.log(3) - np.array([0.4, 0.2, 0.0, -5.0]), 3)
+    np.testing.assert_allclose(found, [0.8, 0.2, 0.0, 0.0])
+    np.testing.assert_allclose(shares(np.full(4, 9.0), 3), 0.25)  # where none tells anything
+    np.testing.assert_allclose(shares(np.array([0.1, 0.5]), 3, 0.0), 0.5)
