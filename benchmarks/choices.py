@@ -37,9 +37,9 @@ from fedbpt_api.verbalizer.verbalizer import normalised
 
 MEMBERS: Final = 3
 RULES: Final[Mapping[str, tuple[float, float]]] = {
+    "labels": (1.0, 0.0),
+    "labels and committee": (0.5, 0.0),
     "labels and committee, prompts counting by what they tell": (0.5, 2.0),
-    "labels and committee, all alike": (0.5, 0.0),
-    "labels alone": (1.0, 0.0),
 }
 """Trust in the labels, and the power of what prompts tell by which they count in the committee."""
 

@@ -1,8 +1,8 @@
 """Parties that lie in every answer, to measure what one of them can do to a run.
 
 A liar stands between a party and the server, as a party with changed software would, and changes the numbers
-of each answer on their way: of the word list, of made-up lines, of a verbalizer's fit, of losses and
-agreements, of searches. How many texts it holds it says truly (every answer is held against that), and so it
+of each answer on their way: of the word list, of made-up lines, of a verbalizer's fit, of losses, of
+searches. How many texts it holds it says truly (every answer is held against that), and so it
 counts its test texts: of these nobody else knows anything.
 """
 
@@ -139,8 +139,8 @@ def _sums(lie: str, rng: np.random.Generator, told: Told, body: bytes) -> tuple[
     return {"n": told["n"], "loss": loss, "correct": correct.get(lie, told["correct"])}, body
 
 
-def _agreement(lie: str, rng: np.random.Generator, told: Told, body: bytes) -> tuple[Told, bytes]:
-    return {"distances": [_number(value, lie, rng) for value in told["distances"]]}, body
+def _joint_losses(lie: str, rng: np.random.Generator, told: Told, body: bytes) -> tuple[Told, bytes]:
+    return {"losses": [_number(value, lie, rng) for value in told["losses"]]}, body
 
 
 def _moments(lie: str, rng: np.random.Generator, told: Told, body: bytes) -> tuple[Told, bytes]:
@@ -187,7 +187,7 @@ _CHANGED: Final[Mapping[str, Change]] = {
     "moments": _moments,
     "fit message": _fit_message,
     "sums": _sums,
-    "agreement": _agreement,
+    "joint losses": _joint_losses,
     "update": _update,
     "proposal": _proposal,
 }

@@ -38,10 +38,10 @@ from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import Example
 from fedbpt_api.verbalizer import Kind, fit
-from fedbpt_api.verbalizer.committee import distances, shares
+from fedbpt_api.verbalizer.verbalizer import log_sum
 
 SIZES = '{"1": 33, "4": 10, "2": 10}'
-TRUST = 0.5  # in the labels, as search.trust
+TRUST = 0.5  # in the labels, where the target is theirs and a committee's
 SPLITS = (13, 21, 42, 87, 100)
 KINDS: tuple[Kind, ...] = ("bias", "weighted")
 HERE = Path(__file__).parent
@@ -218,24 +218,34 @@ def _greedy(pool: Pool, ones: list[int], split: int, size: int, rng: np.random.G
     return [members]
 
 
-def nearest(rows: Floats, labels: npt.NDArray[np.intp], size: int, trust: float, power: float) -> list[int]:
-    """Places of the prompts that a run chooses: forward selection by the distance from committee and labels.
+def nearest(
+    rows: Floats, labels: npt.NDArray[np.intp], size: int, trust: float, power: float = 0.0
+) -> list[int]:
+    """Places of prompts, chosen one after the other by how near they come together to a target.
+
+    With R_p(x) what is read for x, the target is a committee of all prompts and the labels,
+    t(x) = (1 - trust) softmax( sum_p v_p R_p(x) ) + trust e_y(x), and the distance of a set S the cross-entropy
+    of t and softmax( mean over S of R_p ): distillation (Hinton et al. 2015) of a committee. A prompt counts in
+    it by a power of what it tells of the labels, v_p ~ max(0, log C - its loss)^power.
 
     Args:
-        rows: What is read for each text asked with each prompt, shape [P, n, C].
+        rows: R, shape [P, n, C].
         labels: The texts' labels.
         size: Prompts to choose.
-        trust: Weight of the labels in the target.
-        power: Of what prompts tell, by which they count in the committee; 0: all count alike.
+        trust: Weight of the labels in the target; with 1 it is what a run does.
+        power: 0: all count alike.
     """
-    everyone = range(len(rows))
-    alone = distances(rows, labels, [[p] for p in everyone], 1.0, np.full(len(rows), 1 / len(rows)))
-    counting = shares(alone / len(labels), rows.shape[2], power)
+    rows, everyone, n = rows - log_sum(rows), range(len(rows)), np.arange(len(labels))
+    told = np.maximum(1e-9, np.log(rows.shape[2]) + rows[:, n, labels].mean(axis=1)) ** power
+    committee = np.tensordot(told / told.sum(), rows, 1)
+    target = (1 - trust) * np.exp(committee - log_sum(committee))
+    target[n, labels] += trust
     places: list[int] = []
     while len(places) < size:
         rest = [p for p in everyone if p not in places]
-        found = distances(rows, labels, [[*places, p] for p in rest], trust, counting)
-        places.append(rest[int(np.argmin(found))])
+        together = np.array([rows[[*places, p]].mean(axis=0) for p in rest])
+        distances = -(target * (together - log_sum(together))).sum(axis=(1, 2))
+        places.append(rest[int(np.argmin(distances))])
     return places
 
 

@@ -25,7 +25,7 @@ from fedbpt_api.scoring.budget import Budget, BudgetSpent
 from fedbpt_api.scoring.encode import EMPTY, EncodedSet, EncodedText, longest
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.verbalizer import ClientFit, Verbalizer, word_sums
-from fedbpt_api.verbalizer.committee import distances
+from fedbpt_api.verbalizer.committee import joint_losses
 from fedbpt_api.verbalizer.verbalizer import label_logprobs, normalised
 
 _TOP = 2000  # words of a text's list, from which the word list is chosen
@@ -294,23 +294,17 @@ class Client:
         predictions["majority"] = np.full(len(self._test), common)
         return Tally.of(self._test.labels, predictions, len(contestants[0].verbalizer.groups))
 
-    async def agreement(
-        self,
-        judged: Sequence[tuple[Asked, Verbalizer]],
-        sets: Sequence[Sequence[int]],
-        trust: float,
-        shares: Floats,
+    async def joint_losses(
+        self, judged: Sequence[tuple[Asked, Verbalizer]], sets: Sequence[Sequence[int]]
     ) -> Floats:
-        """How far what sets of prompts say is from what all say together, and from the labels.
+        """How well sets of prompts read texts together.
 
         Args:
             judged: P prompts with their verbalizers; nothing is scored anew.
             sets: Places in `judged`.
-            trust: Weight of the labels in the target.
-            shares: What each prompt counts for among all, shape [P].
 
         Returns:
-            For each set its distance summed over development texts (training texts where there are none),
+            For each set its loss summed over development texts (training texts where there are none),
             in nats; see `verbalizer.committee`.
         """
         held_out = self._dev if len(self._dev) else self._train
@@ -319,7 +313,7 @@ class Client:
                 logits = verbalizer.logits(*await self.scorer.scores(prompt, held_out.texts))
                 self._read[prompt] = (verbalizer, logits)
         rows = np.array([self._read[prompt][1] for prompt, _ in judged])
-        return distances(rows, held_out.labels, sets, trust, shares)
+        return joint_losses(rows, held_out.labels, sets)
 
     async def search(
         self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference

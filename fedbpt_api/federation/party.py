@@ -52,12 +52,8 @@ class Party(Protocol):
     async def evaluate(
         self, prompt: Asked, verbalizer: Verbalizer, part: Literal["train", "dev"] = "dev", repeat: int = 0
     ) -> Sums: ...
-    async def agreement(
-        self,
-        judged: Sequence[tuple[Asked, Verbalizer]],
-        sets: Sequence[Sequence[int]],
-        trust: float,
-        shares: Floats,
+    async def joint_losses(
+        self, judged: Sequence[tuple[Asked, Verbalizer]], sets: Sequence[Sequence[int]]
     ) -> Floats: ...
     async def search(
         self, broadcast: Broadcast, space: PromptSpace, plan: Plan, reference: Reference

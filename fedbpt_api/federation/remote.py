@@ -225,23 +225,17 @@ class RemoteParty:
             raise MessageError(f"{self.name} tells of losses that cannot be: {problem}")
         return sums
 
-    async def agreement(
-        self,
-        judged: Sequence[tuple[Asked, Verbalizer]],
-        sets: Sequence[Sequence[int]],
-        trust: float,
-        shares: Floats,
+    async def joint_losses(
+        self, judged: Sequence[tuple[Asked, Verbalizer]], sets: Sequence[Sequence[int]]
     ) -> Floats:
         fields = {
             "judged": [[plain.of_prompt(prompt), verbalizer.to_dict()] for prompt, verbalizer in judged],
             "sets": [list(places) for places in sets],
-            "trust": trust,
-            "shares": shares.tolist(),
         }
-        found = plain.to_floats((await self.channel.ask("agreement", fields)).fields.get("distances"))
+        found = plain.to_floats((await self.channel.ask("joint losses", fields)).fields.get("losses"))
         most = _AWAY * (self.n_train + self.n_dev)
         if found.shape != (len(sets),) or (found < 0).any() or (found > most).any():
-            raise MessageError(f"{self.name} does not give a distance for each of {len(sets)} sets")
+            raise MessageError(f"{self.name} does not give a loss for each of {len(sets)} sets")
         return found
 
     async def search(

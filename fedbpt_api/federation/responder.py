@@ -26,7 +26,6 @@ from fedbpt_api.federation.messages import Broadcast, MessageError, decode_state
 from fedbpt_api.federation.tally import Contestant
 from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import Job
-from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
 from fedbpt_api.scoring.scorer import Stopped
 from fedbpt_api.verbalizer import ClientFit, FitError, Verbalizer, encode
@@ -34,7 +33,7 @@ from fedbpt_api.verbalizer.messages import AskMoments
 
 _LOG = logging.getLogger(__name__)
 Act = Callable[[], Awaitable[Envelope]]
-_ON_WORDS = frozenset({"write", "fit", "evaluate", "agreement", "rounds", "test"})  # read with the words told
+_ON_WORDS = frozenset({"write", "fit", "evaluate", "joint losses", "rounds", "test"})  # with the words told
 _FITS = 100  # that are kept until their last message
 
 
@@ -167,15 +166,12 @@ class Responder:
                 prompt, repeat = plain.to_prompt(fields["prompt"]), plain.whole(fields["repeat"])
                 part: Literal["train", "dev"] = "train" if fields["part"] == "train" else "dev"
                 return partial(self._evaluate, prompt, self._verbalizer(fields["verbalizer"]), part, repeat)
-            case "agreement":
+            case "joint losses":
                 judged = [(plain.to_prompt(p), self._verbalizer(v)) for p, v in fields["judged"]]
                 sets = [[plain.whole(k, 0, len(judged) - 1) for k in places] for places in fields["sets"]]
                 if not judged or not all(sets):
                     raise ValueError("a set of no prompts")
-                shares = plain.to_floats(fields["shares"])
-                if shares.shape != (len(judged),):
-                    raise ValueError(f"{shares.shape} shares for {len(judged)} prompts")
-                return partial(self._agreement, judged, sets, plain.finite(fields["trust"]), shares)
+                return partial(self._joint_losses, judged, sets)
             case "rounds":
                 rounds = (
                     plain.to_space(fields["space"]),
@@ -259,15 +255,11 @@ class Responder:
     ) -> Envelope:
         return Envelope("sums", plain.of_sums(await self._client.evaluate(prompt, verbalizer, part, repeat)))
 
-    async def _agreement(
-        self,
-        judged: Sequence[tuple[Asked, Verbalizer]],
-        sets: Sequence[Sequence[int]],
-        trust: float,
-        shares: Floats,
+    async def _joint_losses(
+        self, judged: Sequence[tuple[Asked, Verbalizer]], sets: Sequence[Sequence[int]]
     ) -> Envelope:
-        found = await self._client.agreement(judged, sets, trust, shares)
-        return Envelope("agreement", {"distances": found.tolist()})
+        found = await self._client.joint_losses(judged, sets)
+        return Envelope("joint losses", {"losses": found.tolist()})
 
     async def _rounds(self, rounds: tuple[PromptSpace, Plan, Reference]) -> Envelope:
         self._round = rounds

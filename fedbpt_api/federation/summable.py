@@ -45,8 +45,8 @@ def packed(answer: Envelope, size: int = 0) -> tuple[Layout, Floats]:
     match kind:
         case "sums":
             return [kind], np.array([told["n"], told["loss"], told["correct"]], dtype=np.float64)
-        case "agreement":
-            return [kind], np.array(told["distances"], dtype=np.float64)
+        case "joint losses":
+            return [kind], np.array(told["losses"], dtype=np.float64)
         case "word sums":
             pairs = told["pairs"]
             row = np.zeros(size)
@@ -81,8 +81,8 @@ def unpacked(layout: Layout, row: Floats) -> Envelope:
         case "sums":
             n, loss, correct = row.tolist()
             return Envelope(kind, {"n": round(n), "loss": loss, "correct": round(correct)})
-        case "agreement":
-            return Envelope(kind, {"distances": np.maximum(row, 0.0).tolist()})
+        case "joint losses":
+            return Envelope(kind, {"losses": np.maximum(row, 0.0).tolist()})
         case "word sums":
             tokens = np.flatnonzero(row > 0)
             return Envelope(kind, {"pairs": [[int(token), float(row[token])] for token in tokens]})

@@ -1,12 +1,11 @@
 """Prompts that answer together: chosen from those that were judged, without a call.
 
 Prompts that look best on a few dozen texts are hardly better than others (benchmarks/pool.py), but their
-errors differ. What all of them say together is better than nearly any of them, and needs no label to be
-known. So the result is the few prompts whose mean comes nearest to that committee and to the labels
-(`verbalizer.committee`), over the development texts of all clients: texts that a reading was fitted on would
-only repeat their labels. Those that tell little of the labels hardly count in it. The set is grown one
-prompt at a time (forward selection, Caruana et al. 2004, "Ensemble selection from libraries of models").
-Clients send a sum a candidate; texts, labels and readings stay with them.
+errors differ, and a few of them together read better than nearly any of them. So the result is the few
+prompts that together read the development texts of all clients best (`verbalizer.committee`): texts that a
+reading was fitted on would only repeat their labels. The set is grown one prompt at a time (forward
+selection, Caruana et al. 2004, "Ensemble selection from libraries of models"). Clients send a sum a
+candidate; texts, labels and readings stay with them.
 
 All scores are paid for; while the answers are used, each text is asked once a member. A prompt of the user's
 own that is better on held-out texts by a standard error wins all the same.
@@ -26,16 +25,15 @@ from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.run.private import hidden_by_noise
 from fedbpt_api.scoring.backend import Floats
-from fedbpt_api.verbalizer.committee import shares
 
 ORIGIN = "ensemble"
-_ODD = 5.0  # times the median distance from what the others say
+_ODD = 5.0  # times the median distance from the others' losses
 _CLEARLY = 1.0  # standard errors by which a prompt of the user's must be better
 _DOUBT = 1.5  # standard deviations of noise in a loss, within which prompts count as equally good
 
 
 async def choose_ensemble(assessor: Assessor, most: int) -> Assessment:
-    """Judge the set of `most` prompts that comes nearest to all; it is the run's choice.
+    """Judge the set of `most` prompts that read held-out texts best together; it is the run's choice.
 
     Args:
         assessor: Has judged single prompts; is told the choice.
@@ -50,14 +48,10 @@ async def choose_ensemble(assessor: Assessor, most: int) -> Assessment:
     judged = [a for a in single if common <= a.clients]
     if not isinstance(best.prompt, tuple) or best.fixed or not common or len(judged) < 2:
         return best
-    equal = np.full(len(judged), 1 / len(judged))
-    alone, n = await _losses(assessor, judged, common, [(p,) for p in range(len(judged))], 1.0, equal)
-    counting = shares(alone / n, len(assessor.parties.groups))
     members: list[int] = []
     while len(members) < min(most, len(judged)):
         rest = [p for p in range(len(judged)) if p not in members]
-        sets = [(*members, p) for p in rest]
-        losses, _ = await _losses(assessor, judged, common, sets, assessor.settings.search.trust, counting)
+        losses = await _losses(assessor, judged, common, [(*members, p) for p in rest])
         members.append(rest[int(np.argmin(losses))])
     chosen: tuple[Ids, ...] = tuple(a.prompt for p in members if isinstance((a := judged[p]).prompt, tuple))
     asked: Asked = Ensemble(chosen) if len(chosen) > 1 else chosen[0]
@@ -99,26 +93,22 @@ def _regulars(judged: Sequence[Assessment]) -> frozenset[str]:
 
 
 async def _losses(
-    assessor: Assessor,
-    judged: Sequence[Assessment],
-    names: frozenset[str],
-    sets: Sequence[Sequence[int]],
-    trust: float,
-    counting: Floats,
-) -> tuple[Floats, int]:
-    """For each set of places in `judged` its cross-entropy with the target, and over how many texts.
+    assessor: Assessor, judged: Sequence[Assessment], names: frozenset[str], sets: Sequence[Sequence[int]]
+) -> Floats:
+    """For each set of places in `judged` its loss on these clients' held-out texts, in nats, summed.
 
     Only differences between sets mean something. A client whose differences, a text, stand out counts as the
     most extreme of the others would (`aggregate.clipping`).
     """
     pairs = [(a.prompt, a.verbalizer) for a in judged]
-    answers = await assessor.ask(lambda client: client.agreement(pairs, sets, trust, counting), names)
-    up, down = 4 * len(sets), 2 * sum(map(len, sets)) + 4 * len(counting)  # float32, places in 16 bits
-    assessor.parties.count_bytes(dict.fromkeys(answers.got, up), dict.fromkeys(answers.got, down))
+    answers = await assessor.ask(lambda client: client.joint_losses(pairs, sets), names)
+    size = 4 * len(sets)  # up a float32 a set, down 16-bit places
+    assessor.parties.count_bytes(
+        dict.fromkeys(answers.got, size), dict.fromkeys(answers.got, 2 * sum(map(len, sets)))
+    )
     texts = {c.name: c.n_dev or c.n_train for c in assessor.parties.clients}
     told = [name for name in sorted(answers.got) if texts[name]]
     rows = np.array([answers.got[name] for name in told])
     found: Floats = np.sum(rows, axis=0)
     away = rows - rows.mean(axis=1, keepdims=True)
-    counts = [texts[name] for name in told]
-    return found + without_outliers(away, counts, _ODD), sum(counts)
+    return found + without_outliers(away, [texts[name] for name in told], _ODD)

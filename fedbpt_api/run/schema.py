@@ -152,9 +152,8 @@ class SearchSettings(Section):
         proposals: Clients whose best candidate is assessed in a round beside the merged mean, in turn.
         minibatch: Training texts that a generation is scored on; all of them without it. Parties behind a
             network want 8 or more.
-        choice: How the result is chosen: the prompt with the smallest held-out loss, or what comes nearest to
-            the committee of all prompts that were judged, those that read well above all, and to the labels.
-        trust: Weight of the labels there, against the committee's; 1 asks the labels alone.
+        choice: How the result is chosen: the prompt with the smallest held-out loss, or the committee of
+            prompts that together read the development texts best.
         ensemble: Most prompts that answer together in the result of a committee; each text is then asked as
             often.
     """
@@ -180,7 +179,6 @@ class SearchSettings(Section):
     minibatch: Positive | None = None
     proposals: Annotated[int, Field(ge=0)] = 1
     choice: Literal["held-out", "committee"] = "held-out"
-    trust: Annotated[float, Field(ge=0, le=1)] = 0.5
     ensemble: Annotated[int, Field(ge=1, le=8)] = 1
 
 

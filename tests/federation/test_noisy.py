@@ -174,7 +174,8 @@ async def test_only_questions_with_a_known_sensitivity_are_answered(toys: Toys) 
     client.budget.parent = None
     promise = Promise("text", 8.0, 1e-5, {"train": 9, "dev": 9, "test": 1}, 2.0, 3.0, 1.0)
     party = NoisyResponder(client, Noise(promise, {"train": 40, "dev": 30, "test": 40}), 2)
-    for kind in ("fit", "fit message", "word sums", "agreement", "proposal", "keys", "weighed", "nonsense"):
+    kinds = ("fit", "fit message", "word sums", "joint losses", "proposal", "keys", "weighed", "nonsense")
+    for kind in kinds:
         assert kind not in ANSWERED
         answer = opened(await party.answer(seal(Envelope(kind, {"grant": 1000}))))
         assert answer.kind == "failed" and not answer.body

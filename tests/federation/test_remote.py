@@ -129,7 +129,7 @@ async def test_a_party_answers_whatever_arrives(data: bytes) -> None:
     assert answer.kind in ("failed", "facts")
 
 
-KINDS = ("words", "word sums", "write", "fit", "fit message", "evaluate", "agreement", "rounds", "search")
+KINDS = ("words", "word sums", "write", "fit", "fit message", "evaluate", "joint losses", "rounds", "search")
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -147,9 +147,8 @@ NAMES = (
     "repeat",
     "judged",
     "sets",
-    "shares",
 )
-MORE = ("trust", "space", "plan", "reference", "contestants", "common", "grant", "ids", "members", "kind")
+MORE = ("space", "plan", "reference", "contestants", "common", "grant", "ids", "members", "kind")
 
 
 @given(
@@ -173,7 +172,7 @@ async def test_a_party_refuses_questions_that_are_none(
         "word sums",
         "lines",
         "sums",
-        "agreement",
+        "joint losses",
         "tally",
         "forgotten",
     )

@@ -84,11 +84,11 @@ def halves(answer: Envelope) -> tuple[bytes, bytes]:
     return answer.body[:cut], answer.body[cut:]
 
 
-def test_sums_distances_words_and_counts() -> None:
+def test_sums_losses_words_and_counts() -> None:
     sums = [Sums(3, 1.5, 2), Sums(4, 2.25, 4)]
     assert added([Envelope("sums", plain.of_sums(s)) for s in sums]).fields == plain.of_sums(Sums(7, 3.75, 6))
-    distances = [Envelope("agreement", {"distances": d}) for d in ([1.0, 0.5], [2.0, 0.25])]
-    assert added(distances).fields == {"distances": [3.0, 0.75]}
+    losses = [Envelope("joint losses", {"losses": d}) for d in ([1.0, 0.5], [2.0, 0.25])]
+    assert added(losses).fields == {"losses": [3.0, 0.75]}
     pairs = [Envelope("word sums", {"pairs": p}) for p in ([[3, 1.0], [7, 2.0]], [[7, 0.5]])]
     assert added(pairs, size=8).fields == {"pairs": [[3, 1.0], [7, 2.5]]}
     with pytest.raises(MessageError, match="beyond the 7"):
@@ -115,7 +115,7 @@ SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**60), 2**60), st.text(max_size=5), st.just("Cross")
 )
 LAYOUTS = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=5), max_leaves=12)
-KINDS = ("sums", "agreement", "word sums", "tally", "moments", "fit message", "")
+KINDS = ("sums", "joint losses", "word sums", "tally", "moments", "fit message", "")
 
 
 @given(st.sampled_from(KINDS), st.lists(LAYOUTS, max_size=3), st.integers(0, 6))

@@ -164,7 +164,7 @@ async def test_a_party_that_freezes_is_left_out_and_comes_back(toys: Toys, fed: 
 
 @pytest.mark.parametrize(
     ("kind", "nth"),
-    [("write", 0), ("fit", 4), ("fit message", 4), ("evaluate", 4), ("agreement", 1), ("proposal", 1)],
+    [("write", 0), ("fit", 4), ("fit message", 4), ("evaluate", 4), ("joint losses", 1), ("proposal", 1)],
 )
 async def test_a_party_that_freezes_at_any_question_and_never_comes_back_stops_nothing(
     toys: Toys, fed: Federation, kind: str, nth: int

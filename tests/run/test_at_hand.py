@@ -92,7 +92,7 @@ async def test_a_party_that_has_lost_its_scores_is_left_out_of_the_result_alone(
         async def exchange(data: bytes) -> bytes:
             question = opened(data)
             answer = await party.answer(data)
-            if client.name == "client1" and question.kind == "agreement":
+            if client.name == "client1" and question.kind == "joint losses":
                 lost.append(1)  # the search has ended
             elif client.name == "client1" and question.kind == "fit" and lost:
                 told = {"answer": {"cap": "scored examples", "own": False}}

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from fedbpt_api.federation.client import Client
-from fedbpt_api.federation.envelope import opened
-from fedbpt_api.federation.exchange import Exchange
-from fedbpt_api.federation.responder import Responder
 from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.classify import Classifier
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.replay import replay
-from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.encode import Encoder, Ensemble
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import Example
 from fedbpt_api.verbalizer import Verbalizer
-from lies import reached_through
 from toy import IDS, LABEL_WORDS, TEMPLATE, ToyBackend, Toys, make_task
 from toy_clients import make_client
-from toy_runs import fedbpt, make_settings, run_toy, scored
+from toy_runs import fedbpt, run_toy, scored
 
 TOGETHER = "--- and ---"
 CHANGES: dict[str, object] = {"search.choice": "committee", "search.ensemble": 3, "search.rounds": 4}
@@ -50,14 +43,13 @@ async def test_an_ensembles_scores_are_the_mean_of_its_members() -> None:
     assert exact.all() and scorer.budget.spent.scored == 4  # the second time they were known
 
 
-async def test_agreement_is_the_cross_entropy_with_committee_and_labels(rough: Toys) -> None:
+async def test_joint_losses_are_of_the_members_readings_together(rough: Toys) -> None:
     toy, rng = rough["toy"], np.random.default_rng(4)
     words = tuple(IDS[group[0]] for group in LABEL_WORDS.words)
     client = await make_client(backend=toy, words=words)
     prompts = [await toy.tokenize(text) for text in ("Is it good?\n", "Say the mood.\n", "")]
     readers = [Verbalizer.from_bias(words, ((0,), (1,)), 1.0, rng.normal(size=2)) for _ in prompts]
-    judged, counting = list(zip(prompts, readers, strict=True)), np.array([0.5, 0.2, 0.3])
-    found = await client.agreement(judged, [(0,), (1, 2)], 0.25, counting)
+    found = await client.joint_losses(list(zip(prompts, readers, strict=True)), [(0,), (1, 2)])
     texts, labels = client._dev.texts, client._dev.labels
     said = []  # by hand: softmax of (label log-probabilities + bias), prompt by prompt
     for prompt, reader in zip(prompts, readers, strict=True):
@@ -66,59 +58,19 @@ async def test_agreement_is_the_cross_entropy_with_committee_and_labels(rough: T
     for places, value in zip([(0,), (1, 2)], found, strict=True):
         wanted = 0.0
         for n, label in enumerate(labels):
-            everyone = np.exp(sum(v * s[n] for v, s in zip(counting, said, strict=True)))
             some = np.exp(sum(said[p][n] for p in places) / len(places))
-            target = 0.75 * everyone / everyone.sum() + 0.25 * np.eye(2)[label]
-            wanted -= float((target * np.log(some / some.sum())).sum())
+            wanted -= float(np.log(some[label] / some.sum()))
         assert value == pytest.approx(wanted)
 
 
-async def test_one_prompt_is_chosen_by_agreement_too(rough: Toys) -> None:
-    events: list[Event] = []
-    result = await run_toy(make_task(), {**CHANGES, "search.ensemble": 1}, events=events)
-    judged = [e for e in events if isinstance(e, Assessed)]
-    assert TOGETHER not in result.prompt
-    assert result.prompt in {e.prompt for e in judged}
-
-
-async def test_prompts_that_tell_less_of_labels_count_for_less_in_the_committee(rough: Toys) -> None:
-    """The shares that clients are told follow from what they told of single prompts, by the equation."""
-    told: list[tuple[dict[str, Any], list[float]]] = []
-
-    def between(client: Client) -> Exchange:
-        party = Responder(client, tuple(IDS[group[0]] for group in LABEL_WORDS.words))
-
-        async def exchange(data: bytes) -> bytes:
-            answer = await party.answer(data)
-            if (question := opened(data)).kind == "agreement":
-                told.append((dict(question.fields), opened(answer).fields["answer"]["distances"]))
-            return answer
-
-        return exchange
-
-    task = make_task()
-    await Tuner(make_settings(task, CHANGES), task, opener=reached_through(between)).run()
-    single = [losses for fields, losses in told if all(len(places) == 1 for places in fields["sets"])][:3]
-    later = [fields for fields, _ in told if any(len(places) == 2 for places in fields["sets"])]
-    assert [fields["trust"] for fields, _ in told[:3]] == [1.0] * 3
-    n = 3 * 8
-    alone = np.sum(single, axis=0) / n
-    wanted = np.maximum(0, np.log(2) - alone) ** 2
-    assert len(later) == 3 and later[0]["trust"] == 0.5
-    for fields in later:
-        np.testing.assert_allclose(fields["shares"], wanted / wanted.sum())
-    assert max(later[0]["shares"]) > 1.2 / len(wanted)  # they do differ
-
-
 @pytest.mark.parametrize("seed", range(3))
-async def test_with_full_trust_in_labels_it_is_the_prompt_that_reads_development_texts_best(
-    rough: Toys, seed: int
-) -> None:
+async def test_one_prompt_is_the_one_that_reads_development_texts_best(rough: Toys, seed: int) -> None:
     events: list[Event] = []
-    changes: dict[str, object] = {**CHANGES, "search.ensemble": 1, "search.trust": 1.0, "seed": seed}
+    changes: dict[str, object] = {**CHANGES, "search.ensemble": 1, "seed": seed}
     result = await run_toy(make_task(seed=seed), changes, events=events)
     judged = [e for e in events if isinstance(e, Assessed)]
     best = min(judged, key=lambda e: e.dev_loss)
+    assert TOGETHER not in result.prompt
     given = [e for e in judged if e.origin == "start"]  # one of these may win by the guard
     assert result.prompt in {best.prompt, *(e.prompt for e in given if e.loss < best.loss)}
 
