@@ -224,9 +224,9 @@ def nearest(
     """Places of prompts, chosen one after the other by how near they come together to a target.
 
     With R_p(x) what is read for x, the target is a committee of all prompts and the labels,
-    t(x) = (1 - trust) softmax( sum_p v_p R_p(x) ) + trust e_y(x), and the distance of a set S the cross-entropy
-    of t and softmax( mean over S of R_p ): distillation (Hinton et al. 2015) of a committee. A prompt counts in
-    it by a power of what it tells of the labels, v_p ~ max(0, log C - its loss)^power.
+    t(x) = (1 - trust) softmax( sum_p v_p R_p(x) ) + trust e_y(x), and the distance of a set S is the
+    cross-entropy of t and softmax( mean over S of R_p ): distillation (Hinton et al. 2015) of a committee. A
+    prompt counts in it by a power of what it tells of the labels, v_p ~ max(0, log C - its loss)^power.
 
     Args:
         rows: R, shape [P, n, C].
