@@ -38,7 +38,7 @@ _GREETINGS = 2  # how often a party is told its task: a message is lost with the
 _Rounds = tuple[PromptSpace, Plan, Reference]
 _AGAIN = 10  # times as many tokens as were written a line may have, tokenised again
 _VARIES = 1e4  # largest squared deviation of a log-probability
-_AWAY = 1e4  # nats that a text's reading may be away from another
+_AWAY = 1e4  # nats that a text may lose at the most
 _PLAIN, _SCATTER = (encode(AskMoments(scatter)) for scatter in (False, True))  # what fits begin with
 
 
