@@ -18,11 +18,10 @@ from typing import Annotated, Final
 import numpy as np
 import orjson
 import typer
-from pool import HERE, nearest
+from pool import HERE, development, nearest
 
-from fedbpt_api.bench.grid import Cell, balanced, prepared
+from fedbpt_api.bench.grid import Cell, prepared
 from fedbpt_api.bench.suite import Suite, load_suite
-from fedbpt_api.data import read_examples
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.ensemble import ORIGIN
@@ -49,7 +48,7 @@ def main(
     folder: Annotated[Path, typer.Argument(help="Runs of one party, a folder a seed.")],
     split: Annotated[str, typer.Option(help="What they are split over: one or pooled.")] = "one",
     file: Annotated[Path, typer.Option("--suite", help="The suite that they are of.")] = HERE / "main.toml",
-    rows: Annotated[int, typer.Option(help="Rows of the development file.")] = 600,
+    rows: Annotated[int, typer.Option(help="Rows of the development file; 0: all, as they are.")] = 600,
 ) -> None:
     suite = load_suite(file)
     seeds = sorted(int(path.name) for path in folder.iterdir() if (path / "result.json").exists())
@@ -69,9 +68,7 @@ async def _tried(suite: Suite, task: str, split: str, run: Path, rows: int) -> d
         encoder = Encoder(parties.backend, texts.template, texts.label_words)
         (own,) = texts.clients
         train, dev = [await encoder.labelled(part, "dev") for part in (own.train, own.dev)]
-        path = suite.path(suite.tasks[task].test).with_name("dev.jsonl")
-        held = balanced(read_examples(path), texts.label_words.labels, rows, path)
-        held_out = await encoder.labelled(held, "dev")
+        held_out = await encoder.labelled(development(suite, task, texts.label_words.labels, rows), "dev")
         scorer = Scorer(parties.backend, Budget(), shelf=parties.local[0].scorer.shelf)
         scorer.use_words(parties.words)
         prompts = [await parties.backend.tokenize(text) for text in _judged(run)]

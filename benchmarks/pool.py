@@ -112,6 +112,13 @@ async def _examples(
     return text
 
 
+def development(suite: Suite, dataset: str, labels: Sequence[str], rows: int) -> Sequence[Example]:
+    """Balanced rows of the development file beside a task's test file; 0: all of them, as they are."""
+    path = suite.path(suite.tasks[dataset].test).with_name("dev.jsonl")
+    examples = read_examples(path)
+    return balanced(examples, labels, rows, path) if rows else examples
+
+
 async def _texts(suite: Suite, dataset: str, parties: Any, rows: int) -> tuple[Any, Any, Any, Any]:
     """All texts, their labels, of which split they are (0: the development file), whether for training."""
     files = suite.tasks[dataset]
@@ -119,11 +126,7 @@ async def _texts(suite: Suite, dataset: str, parties: Any, rows: int) -> tuple[A
     few = suite.path(str(files.fewshot))
     for split, folder in ((split, few / str(split)) for split in SPLITS if (few / str(split)).exists()):
         parts += [(split, part, list(read_examples(folder / f"{part}.jsonl"))) for part in ("train", "dev")]
-    held = suite.path(files.test).with_name("dev.jsonl")
-    dev = read_examples(held)
-    if rows:
-        dev = balanced(dev, parties.task.label_words.labels, rows, held)
-    parts.append((0, "dev", dev))
+    parts.append((0, "dev", development(suite, dataset, parties.task.label_words.labels, rows)))
     encoder = Encoder(parties.backend, parties.task.template, parties.task.label_words)
     encoded = [await encoder.labelled(some, "dev") for _, _, some in parts]
     return (
