@@ -150,6 +150,21 @@ class Pool:
     groups: list[list[int]]
     known: dict[tuple[int, int], Floats] = field(default_factory=dict)
 
+    @classmethod
+    def load(cls, path: Path) -> Pool:
+        """What `score` wrote."""
+        data = np.load(path)
+        logprobs = data["logprobs"].astype(np.float64)
+        return cls(
+            logprobs - np.logaddexp.reduce(logprobs, axis=2, keepdims=True),
+            data["labels"].astype(np.intp), data["parts"], data["trained"], data["sizes"],
+            data["words"].tolist(), json.loads(str(data["groups"])),
+        )  # fmt: skip
+
+    @property
+    def splits(self) -> list[int]:
+        return [split for split in SPLITS if (self.parts == split).any()]
+
     def logits(self, member: int, split: int) -> Floats:
         """Logits [N, C] of all texts, fitted as a run does while it judges: on a split's training texts."""
         if (member, split) not in self.known:
@@ -168,16 +183,10 @@ class Pool:
 
 @app.command()
 def study(pool: Annotated[Path, typer.Argument(help="What `score` wrote.")]) -> None:
-    data = np.load(pool)
-    logprobs = data["logprobs"].astype(np.float64)
-    found = Pool(
-        logprobs - np.logaddexp.reduce(logprobs, axis=2, keepdims=True),
-        data["labels"].astype(np.intp), data["parts"], data["trained"], data["sizes"], data["words"].tolist(),
-        json.loads(str(data["groups"])),
-    )  # fmt: skip
-    splits = [split for split in SPLITS if (found.parts == split).any()]
+    found = Pool.load(pool)
+    splits = found.splits
     singles = {
-        (p, split): found.reading([p], split, "bias") for p in range(len(logprobs)) for split in splits
+        (p, split): found.reading([p], split, "bias") for p in range(len(found.sizes)) for split in splits
     }
     print("accuracy of single prompts, read with a bias, by lines a label (mean, sd over prompts):")
     for size in sorted(set(found.sizes.tolist())):
