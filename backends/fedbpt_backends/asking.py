@@ -11,11 +11,11 @@ from typing import Any
 from fedbpt_api.errors import BackendError
 from fedbpt_backends.dialects import Completions, Dialect, Fields, Reply, Text, combined
 from fedbpt_backends.http_json import SHAPE_ERRORS, Http, error_words
+from fedbpt_backends.ways import NEVER
 
 SAMPLE = "The weather is fine today, and everybody in the town is"
 APART = 0.3  # nats: more than the noise of any server, less than any of the changes that are made
 _PASSING = frozenset({0, 408, 425, 429, 502, 503, 504, 529})  # says nothing about what a server can do
-_NOTHING = -9000.0  # servers write -9999 for minus infinity
 _TOKENIZE: tuple[dict[str, object], ...] = (  # the empty field is the text's
     {"prompt": "", "add_special_tokens": False},  # vLLM, SGLang
     {"content": "", "add_special": False, "parse_special": False},  # llama.cpp
@@ -190,7 +190,7 @@ def said(status: int, answer: object) -> str:
 
 def nonsense(top: Mapping[str, float]) -> str:
     """Why a list cannot be one of log-probabilities; empty where it can."""
-    values = [value for value in top.values() if not value <= _NOTHING]
+    values = [value for value in top.values() if not value <= NEVER]
     if not all(math.isfinite(value) for value in values):
         return "the list holds numbers that are not finite: they are not log-probabilities"
     if top and (not values or (len(values) > 1 and not any(values))):

@@ -20,12 +20,9 @@ from enum import Enum
 
 import numpy as np
 
-from fedbpt_backends.ways import Reading, bounded
+from fedbpt_backends.ways import NEVER, Reading, bounded
 
 _SHORTEST = 3  # letters of a beginning
-NEVER = -9000.0
-"""What is not above this is no log-probability: servers write -9999 for what is not in a list."""
-
 _ABSENT = "\x00"  # no token's text, to ask for the bound
 
 

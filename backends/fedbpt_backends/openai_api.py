@@ -20,14 +20,14 @@ import numpy as np
 from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_api.scoring.backend import Backend, BackendInfo, Prompt, Scores, TokenTable, Usage
 from fedbpt_backends.batching import Batcher
-from fedbpt_backends.first_tokens import NEVER, FirstTokens
+from fedbpt_backends.first_tokens import FirstTokens
 from fedbpt_backends.http_json import SHAPE_ERRORS
 from fedbpt_backends.openai_client import Client
 from fedbpt_backends.openai_pilot import Pilot
 from fedbpt_backends.openai_route import Api, Route, used
 from fedbpt_backends.pacing import Pacer, Trouble
 from fedbpt_backends.text_vocabulary import TextVocabulary
-from fedbpt_backends.ways import Reading, checked
+from fedbpt_backends.ways import NEVER, SPOILED, Reading, checked, spoiled
 
 _LIST = 20  # prompts in a request; OpenAI took no more
 _CENSORED = 0.01  # share of words outside the lists from which on people are told
@@ -207,11 +207,8 @@ class OpenAIBackend:
         def read(answer: Any) -> list[Answer]:
             self._same(answer.get("system_fingerprint"))
             found = route.lists_of(answer, len(texts))
-            if any(route.spoiled(one) for one in found):
-                raise Trouble(
-                    f"{self._client.base_url} sent a list of nothing but -9999, as vLLM does while "
-                    "somebody else names token ids"
-                )
+            if any(spoiled(one, route.top_k) for one in found):
+                raise Trouble(f"{self._client.base_url} sent {SPOILED}")
             cost = used(answer, [len(self._vocabulary.tokenize(text)) for text in texts])
             return list(zip(found, cost, strict=True))
 

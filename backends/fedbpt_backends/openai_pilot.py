@@ -14,7 +14,7 @@ from fedbpt_api.fanning import side_by_side
 from fedbpt_backends.http_json import SHAPE_ERRORS
 from fedbpt_backends.openai_client import Client, Refused
 from fedbpt_backends.openai_route import NO_PREFILL, PREFILLS, Api, Prefill, Route
-from fedbpt_backends.ways import Reading, checked
+from fedbpt_backends.ways import Reading, checked, spoiled
 
 MOST = 200  # longest list that is asked for
 _SAMPLES = ("The weather is", "My brother and my sister went to the")
@@ -159,14 +159,14 @@ class Pilot:
                 (found,) = route.lists_of(answer, 1)
             except SHAPE_ERRORS:
                 raise _NoList(f"{place} answers without log-probabilities") from None
-            if not route.spoiled(found):
+            if not spoiled(found, route.top_k):
                 break
         known = list(found.values())
         try:
             checked([Reading(known, [True] * len(known))], len(known), place)
         except BackendError as error:
             raise _NoList(error.message) from error
-        if not found or route.spoiled(found):
+        if not found or spoiled(found, route.top_k):
             raise _NoList(f"{place} answers with lists that are empty or hold only -9999")
         return found, answer
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fedbpt_api.scoring.backend import Usage
-from fedbpt_backends.first_tokens import NEVER, Match
+from fedbpt_backends.first_tokens import Match
 from fedbpt_backends.ways import merged
 
 Api = Literal["completions", "chat"]
-_FEW = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +119,6 @@ class Route:
         if len(answer["choices"]) != n or set(choices) != set(range(n)):
             raise ValueError(f"{len(answer['choices'])} answers to {n} prompts, or the same one twice")
         return [_list(choices[i]["logprobs"]) for i in range(n)]
-
-    def spoiled(self, found: Mapping[str, float]) -> bool:
-        """Whether hardly anything but -9999 is in a list.
-
-        So vLLM's older model runner answers where the batch held somebody's ``logprob_token_ids`` (its
-        PR 51789); the next answer may be well.
-        """
-        usable = sum(value > NEVER for value in found.values())
-        return usable < len(found) and usable < min(_FEW, self.top_k)
 
     def _messages(self, text: str) -> dict[str, object]:
         """Chat messages: the text is the user's; with prefill its last line is the answer's beginning."""

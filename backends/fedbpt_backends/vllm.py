@@ -35,7 +35,7 @@ from fedbpt_backends.pacing import Pacer
 from fedbpt_backends.probe import Probe, served_model
 from fedbpt_backends.tensor_file import torch_bytes
 from fedbpt_backends.vllm_process import VllmProcess
-from fedbpt_backends.ways import Choice, NamedTokens, TopK, Way, checked, way_named
+from fedbpt_backends.ways import SPOILED, Choice, NamedTokens, TopK, Way, checked, spoiled, way_named
 
 _LIST = 128  # inputs in a request; vLLM takes 1,024, but a list fails or waits as a whole
 _DOUBTS = 2  # times that an inability is asked about again
@@ -276,7 +276,7 @@ class Vllm:
             details = answer["usage"].get("prompt_tokens_details") or {}
             cached = int(details.get("cached_tokens") or 0) if len(prompts) == 1 else 0
             if top:
-                return answer.get("system_fingerprint"), [_listed(c) for c in choices], cached
+                return answer.get("system_fingerprint"), [_listed(c, top.k, place) for c in choices], cached
             rows, exact = checked([self._way.read(c, words) for c in choices], len(words), place)
             return answer.get("system_fingerprint"), list(zip(rows, exact, strict=True)), cached
 
@@ -355,9 +355,12 @@ def by_index(choices: Any, n: int, place: str) -> list[Any]:
     return [found[i] for i in range(n)]
 
 
-def _listed(choice: Mapping[str, Any]) -> dict[int, float]:
+def _listed(choice: Mapping[str, Any], k: int, place: str) -> dict[int, float]:
     top = choice["logprobs"]["top_logprobs"][0]
-    return {int(key.removeprefix("token_id:")): float(value) for key, value in top.items()}
+    found = {int(key.removeprefix("token_id:")): float(value) for key, value in top.items()}
+    if spoiled(found, k):
+        raise BackendError(f"{place} sent {SPOILED}", "have the others use a server of their own")
+    return found
 
 
 def _top_k(kind: Hashable) -> bool:

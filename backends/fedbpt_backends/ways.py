@@ -26,7 +26,12 @@ from fedbpt_api.scoring.backend import Bools, Floats
 
 MOST_NAMED = 128  # vLLM's MAX_LOGPROB_TOKEN_IDS
 _EXCESS = 1e-2  # by which probabilities may sum to more than 1: bfloat16's rounding
-_NEVER = -9000.0  # servers write -9999 for minus infinity
+NEVER = -9000.0
+"""What is not above this is no log-probability: servers write -9999 for minus infinity."""
+
+SPOILED = "a list of nothing but -9999, as vLLM does while somebody else names token ids"
+
+_FEW = 5  # log-probabilities that every list of as many entries has
 _REST = 1e-6  # what a list leaves is known no better: the servers' numbers are float32
 
 
@@ -112,6 +117,8 @@ class TopK:
 
     def read(self, choice: Mapping[str, Any], words: Sequence[int]) -> Reading:
         top = choice["logprobs"]["top_logprobs"][0]
+        if spoiled(top, self.k):
+            raise BackendError(f"the server sent {SPOILED}")
         if self.ids:
             return bounded(
                 {key: float(value) for key, value in top.items()}, [f"token_id:{w}" for w in words]
@@ -146,7 +153,7 @@ class Choice:
 
     def read(self, choice: Mapping[str, Any], words: Sequence[int]) -> Reading:
         top = choice["logprobs"]["top_logprobs"][0]
-        found = {key: float(value) for key, value in top.items() if value > _NEVER}
+        found = {key: float(value) for key, value in top.items() if value > NEVER}
         return bounded(found, [f"token_id:{word}" for word in words])
 
 
@@ -163,6 +170,16 @@ def merged(top: Any) -> dict[str, float]:
     for text, value in top:
         found[text] = float(np.logaddexp(found[text], value)) if text in found else float(value)
     return found
+
+
+def spoiled(found: Mapping[Any, float], k: int) -> bool:
+    """Whether hardly anything but -9999 is in a list of the k most probable tokens.
+
+    So vLLM's older model runner answers where the batch held somebody's ``logprob_token_ids`` (its PR
+    51789): another party's, or another program's. The next answer may be well.
+    """
+    usable = sum(value > NEVER for value in found.values())
+    return usable < len(found) and usable < min(_FEW, k)
 
 
 def bounded(found: Mapping[str, float], keys: Sequence[str]) -> Reading:
@@ -192,7 +209,7 @@ def checked(readings: Sequence[Reading], n_words: int, place: str) -> tuple[Floa
         what = "log-probabilities that are not finite"
     elif (rows > 1e-3).any():
         what = "log-probabilities above 0"
-    elif (rows <= _NEVER).all(axis=1).any():
+    elif (rows <= NEVER).all(axis=1).any():
         what = "-9999 for every word"
     elif n_words > 1 and (rows == 0.0).all(axis=1).any():
         what = "0 for every word"
@@ -200,4 +217,4 @@ def checked(readings: Sequence[Reading], n_words: int, place: str) -> tuple[Floa
         what = "probabilities that sum to more than 1"
     if what:
         raise BackendError(f"{place} returned {what}", "such answers cannot be trusted; see fedbpt probe")
-    return np.maximum(rows, _NEVER), exact
+    return np.maximum(rows, NEVER), exact

@@ -234,7 +234,8 @@ async def demonstrations(
         chosen += [codebook.places[text[at]] for at in free]
         cuts = [-1, *free, len(text)]
         runs = [text[begin + 1 : end] for begin, end in pairwise(cuts)]
-        runs[0], runs[-1] = before + runs[0], runs[-1] + after
+        runs[0] = before + runs[0]
+        runs[-1] += after  # the same run where no word can be changed
         for number, run in enumerate(runs):
             if number:  # what stands between two free words is tokenised as one text
                 pieces += [await backend.tokenize(fixed), 1]

@@ -2,7 +2,8 @@
 
 The examples are lines that the model wrote for each label (`prompts.written`); a few are written, those are
 kept whose label the model itself recognises best, and every draw combines one of each label. Where a model
-cannot write (its server gives no lists of words), random words of the codebook take their place.
+cannot write (its server gives no lists of words), random words of the codebook take their place, and people
+are told.
 
 All of them are assessed; they stay in the race to the end, and the best is the centre of the search.
 """
@@ -25,6 +26,7 @@ from fedbpt_api.prompts.written import Job, Line
 from fedbpt_api.run.assess import START, Assessor
 from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.run.config import Settings
+from fedbpt_api.run.events import Noted
 from fedbpt_api.run.padding import blocks_of, settle_padding
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.suspects import leave_out_suspects
@@ -88,6 +90,10 @@ async def _made_up(assessor: Assessor, codebook: Codebook) -> dict[Asked, Codebo
     try:
         here = {client.name for client in assessor.parties.clients}
         lines = _convincing({name: found for name, found in written.items() if name in here}, len(shown))
+        lacking = [label for label, found in zip(_labels(assessor), lines, strict=True) if not found]
+        if lacking:
+            why = f"the model has written nothing for {', '.join(map(repr, lacking))}"
+            assessor.tell(Noted(f"examples are random words: {why}"))
         draw = 0
         while True:
             begun, wave = draw, dict[Asked, CodebookSpace]()
@@ -162,6 +168,10 @@ async def _vectors(assessor: Assessor) -> tuple[Assessment, PromptSpace]:
 
     name = f"soft space around {','.join(map(str, origin))}"
     return best, await parties.facts.remember(name, around, SoftSpace.to_dict, SoftSpace.from_dict)
+
+
+def _labels(assessor: Assessor) -> Sequence[str]:
+    return assessor.parties.task.label_words.labels
 
 
 def _line(parties: Parties) -> int:

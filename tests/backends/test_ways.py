@@ -20,6 +20,7 @@ from fedbpt_backends.ways import (
     bounded,
     checked,
     merged,
+    spoiled,
 )
 
 LOGITS = st.lists(st.floats(-60.0, 60.0), min_size=2, max_size=40)
@@ -155,6 +156,29 @@ def test_a_top_list_bounds_what_it_lacks_by_id_and_by_text() -> None:
     assert "return_tokens_as_token_ids" not in way.fields([6, 7]) and way.fields([6])["logprobs"] == 20
     by_text = way.read(choice({" good": -2.0, " fine": -0.5}), [6, 7])
     assert by_text == by_id
+
+
+@pytest.mark.parametrize(
+    ("values", "k", "so"),
+    [
+        (
+            [-2.2, -9999.0],
+            60,
+            True,
+        ),  # as a vLLM 0.32 on the CPU answered while another program named token ids
+        ([-9999.0], 1, True),
+        ([-0.1, -2.4], 60, False),  # a vocabulary of two
+        ([-0.1], 1, False),
+        ([-1.0, -1.5, -2.0, -2.5, -3.0, -9999.0], 60, False),  # a mask that leaves five
+        ([-0.2, -1.8, -9999.0], 2, False),
+    ],
+)
+def test_a_list_of_hardly_anything_but_sentinels_is_spoiled(values: list[float], k: int, so: bool) -> None:
+    found = {f"token_id:{i}": value for i, value in enumerate(values)}
+    assert spoiled(found, k) is so
+    if so:
+        with pytest.raises(BackendError, match="names token ids"):
+            TopK(k).read(choice({**found}), [0])
 
 
 def test_a_choice_names_the_words_texts_and_takes_no_masked_entry_for_a_number() -> None:

@@ -234,6 +234,14 @@ def test_a_written_text_is_the_origin_and_only_its_whole_words_can_change() -> N
     assert len(seen) > 100
 
 
+@pytest.mark.parametrize("line", [" nice-ish", ""])
+def test_an_example_without_a_word_that_can_change_keeps_its_frame(line: str) -> None:
+    texts = [asyncio.run(BACKEND.tokenize(line)), asyncio.run(BACKEND.tokenize(" good day"))]
+    space = asyncio.run(demonstrations(BACKEND, BOOK, PROMPT, SHOWN, texts, 9))
+    start = f"{PROMPT}Text:{line}\nMood: negative\n\nText: good day\nMood: positive\n\n"
+    assert text(space.decode(np.zeros(space.dimension))) == start
+
+
 @pytest.mark.parametrize("most", [0, 1, 2])
 def test_at_most_so_many_words_of_an_example_can_change(most: int) -> None:
     texts = [asyncio.run(BACKEND.tokenize(" good day nice film")), asyncio.run(BACKEND.tokenize(" bad"))]

@@ -8,7 +8,7 @@ import pytest
 
 from fedbpt_api.errors import BackendError
 from fedbpt_api.prompts.written import CHOICES
-from fedbpt_api.run.events import Assessed, Event
+from fedbpt_api.run.events import Assessed, Event, Noted
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.scoring.backend import Prompt, Usage
 from fedbpt_api.scoring.encode import Encoder
@@ -34,13 +34,17 @@ def no_lists(lists: Lists) -> Lists:
 
 
 async def run(
-    toys: Toys, change: Callable[[Lists], Lists] | None, changes: Values, **sizes: int
+    toys: Toys,
+    change: Callable[[Lists], Lists] | None,
+    changes: Values,
+    events: list[Event] | None = None,
+    **sizes: int,
 ) -> tuple[RunResult, list[Assessed]]:
-    """A run on a toy that writes so, and what was judged."""
+    """A run on a toy that writes so, and what was judged; what it tells goes into `events`."""
     if change is not None:
         toys.opened["toy"] = toy = Writer()
         toy.change = change
-    events: list[Event] = []
+    events = [] if events is None else events
     result = await run_toy(make_task(**sizes), changes, events=events)
     return result, [event for event in events if isinstance(event, Assessed)]
 
@@ -74,8 +78,11 @@ async def test_each_prompt_with_examples_has_one_for_every_label(toys: Toys) -> 
 async def test_where_the_model_cannot_write_random_words_take_the_place(
     toys: Toys, change: Callable[[Lists], Lists], kind: str
 ) -> None:
-    result, judged = await run(toys, change, EXAMPLES | {"verbalizer.kind": kind})
+    events: list[Event] = []
+    result, judged = await run(toys, change, EXAMPLES | {"verbalizer.kind": kind}, events)
     assert result.stopped == "rounds" and result.test is not None
+    (told,) = [event.message for event in events if isinstance(event, Noted) and "random" in event.message]
+    assert "nothing for 'negative', 'positive'" in told
     assert shown(judged)
     words = shown(judged)[-1].split("Text:")[1].split("\n")[0].split()
     assert len(words) == 2  # search.positions

@@ -117,6 +117,27 @@ async def test_lists_and_named_words_asked_at_the_same_time_agree(vllm: Backend)
         assert max(abs(before[w] - now[w]) for w in common) < 2 * vllm_cpu.STEP
 
 
+async def test_lists_beside_another_program_that_names_words_agree(vllm_url: str, vllm: Backend) -> None:
+    """Nobody can keep two programs' requests apart: what the server spoils is asked for again."""
+    import asyncio
+
+    prompts, _ = await inputs(vllm)
+    alone, _ = await vllm.top_words(prompts, 60)
+    other = await open_backend("vllm", base_url=vllm_url)
+    try:
+        naming = [other.score(prompts[i : i + 4], tuple(alone[0])) for i in range(0, 40, 4)]
+        busy = asyncio.ensure_future(asyncio.gather(*naming))
+        lists = await asyncio.gather(*(vllm.top_words([prompt], 60) for prompt in prompts))
+        await busy
+    finally:
+        await other.aclose()
+    for before, ((now,), _) in zip(alone, lists, strict=True):
+        assert len(now) == 60
+        common = set(before) & set(now)
+        assert len(common) >= 50
+        assert max(abs(before[w] - now[w]) for w in common) < 2 * vllm_cpu.STEP
+
+
 @pytest.mark.parametrize("way", ["choice", "top-k"])
 async def test_other_ways_give_the_same_label_probabilities(vllm_url: str, vllm: Backend, way: str) -> None:
     """Likely words, so that none is outside a list."""
