@@ -225,8 +225,7 @@ async def demonstrations(
         texts: For each label the ids of its example's text.
         positions: Words of an example that the search may change.
     """
-    body = prompt.rstrip("\n")
-    fixed = body + "\n" * (max(len(prompt) - len(body), 1) if prompt else 0)
+    fixed = framed(prompt)
     pieces: list[Ids | int] = []
     chosen: list[int] = []
     for (before, after), text in zip(shown, texts, strict=True):
@@ -244,6 +243,11 @@ async def demonstrations(
         fixed += "\n\n"
     pieces.append(await backend.tokenize(fixed))
     return CodebookSpace(codebook, tuple(pieces), codebook.coordinates[chosen])
+
+
+def framed(prompt: str) -> str:
+    """A prompt that examples follow: it ends its line; nothing where it is empty."""
+    return prompt if not prompt or prompt.endswith("\n") else prompt + "\n"
 
 
 def drawn_texts(codebook: Codebook, labels: int, length: int, seed: int) -> list[Ids]:

@@ -1,9 +1,10 @@
 """Examples that the model writes itself: for a label, a line that could stand in the text's place.
 
 A language model reads a task off examples, but the clients' own texts must not travel. So the model is asked
-to write some: the template turned round, label first ("Sentiment: negative", then "Review:"), and continued
-word by word. Not a word of the clients takes part. (Self-generated in-context learning, Kim et al. 2022,
-arXiv 2206.08082; there with a large model's help, here from lists of probable words, one call a token.)
+to write some: the user's prompt, which names the domain, then the template turned round, label first
+("Sentiment: negative", then "Review:"), and continued word by word. Not a word of the clients takes part.
+(Self-generated in-context learning, Kim et al. 2022, arXiv 2206.08082; there with a large model's help, here
+from lists of probable words, one call a token.)
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Job:
 
     Attributes:
         label: Which label it is for.
-        lead: Token ids that the model continues.
+        lead: Token ids that the model continues: the user's prompt, the label, the template before a text.
         before: Ids before the line where it stands as an example.
         after: Ids after it, the label word left out.
         seed: Of the draw.

@@ -19,7 +19,14 @@ import numpy as np
 from fedbpt_api.fanning import side_by_side
 from fedbpt_api.federation.local_search import Reference
 from fedbpt_api.federation.runtime import ask_all
-from fedbpt_api.prompts.codebook import Codebook, CodebookSpace, demonstrations, drawn_texts, words_after
+from fedbpt_api.prompts.codebook import (
+    Codebook,
+    CodebookSpace,
+    demonstrations,
+    drawn_texts,
+    framed,
+    words_after,
+)
 from fedbpt_api.prompts.soft import SoftSpace
 from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import Job, Line
@@ -202,9 +209,10 @@ async def _written(assessor: Assessor, shown: Sequence[Shown]) -> Mapping[str, S
     cost = _line(parties)
     each = _writing(assessor, len(shown)) // (len(shown) * cost)
     jobs: list[Job] = []
+    about = framed(assessor.settings.prompts[0])
     for label, (before, after, word) in enumerate(shown):
         lead = (await parties.backend.detokenize(after + word)).strip() + "\n"
-        ids = await parties.backend.tokenize(lead) + before
+        ids = await parties.backend.tokenize(about + lead) + before
         jobs += [Job(label, ids, before, after, (seed, label, number)) for number in range(each)]
     start = assessor.known[parties.start_ids]
     judge = Reference(start.prompt, start.verbalizer)

@@ -88,6 +88,22 @@ async def test_where_the_model_cannot_write_random_words_take_the_place(
     assert len(words) == 2  # search.positions
 
 
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT.rstrip(), ""])
+async def test_the_model_writes_under_the_users_prompt_and_the_label(toys: Toys, prompt: str) -> None:
+    begun = set[str]()
+
+    class Listener(ToyBackend):
+        async def top_words(self, prompts: Sequence[Prompt], k: int) -> tuple[Lists, Usage]:
+            begun.update([await self.detokenize(p.ids) for p in prompts if k == CHOICES])
+            return await super().top_words(prompts, k)
+
+    toys.opened["toy"] = Listener()
+    await run_toy(make_task(), EXAMPLES | {"prompts": [prompt]})
+    lead = f"{PROMPT.rstrip()}\n" if prompt else ""
+    starts = tuple(f"{lead}Mood: {label}\nText:" for label in ("negative", "positive"))
+    assert begun >= set(starts) and all(text.startswith(starts) for text in begun)
+
+
 @pytest.mark.parametrize("form", ["demonstrations", "auto"])
 async def test_lines_without_a_word_that_could_be_changed_start_no_search(toys: Toys, form: str) -> None:
     def letters(lists: Lists) -> Lists:
