@@ -97,7 +97,8 @@ async def _made_up(assessor: Assessor, codebook: Codebook) -> dict[Asked, Codebo
     try:
         here = {client.name for client in assessor.parties.clients}
         lines = _convincing({name: found for name, found in written.items() if name in here}, len(shown))
-        lacking = [label for label, found in zip(_labels(assessor), lines, strict=True) if not found]
+        labels = assessor.parties.task.label_words.labels
+        lacking = [label for label, found in zip(labels, lines, strict=True) if not found]
         if lacking:
             why = f"the model has written nothing for {', '.join(map(repr, lacking))}"
             assessor.tell(Noted(f"examples are random words: {why}"))
@@ -175,10 +176,6 @@ async def _vectors(assessor: Assessor) -> tuple[Assessment, PromptSpace]:
 
     name = f"soft space around {','.join(map(str, origin))}"
     return best, await parties.facts.remember(name, around, SoftSpace.to_dict, SoftSpace.from_dict)
-
-
-def _labels(assessor: Assessor) -> Sequence[str]:
-    return assessor.parties.task.label_words.labels
 
 
 def _line(parties: Parties) -> int:

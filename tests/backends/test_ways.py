@@ -161,11 +161,7 @@ def test_a_top_list_bounds_what_it_lacks_by_id_and_by_text() -> None:
 @pytest.mark.parametrize(
     ("values", "k", "so"),
     [
-        (
-            [-2.2, -9999.0],
-            60,
-            True,
-        ),  # as a vLLM 0.32 on the CPU answered while another program named token ids
+        ([-2.2, -9999.0], 60, True),  # vLLM 0.32's, while another program named token ids
         ([-9999.0], 1, True),
         ([-0.1, -2.4], 60, False),  # a vocabulary of two
         ([-0.1], 1, False),
