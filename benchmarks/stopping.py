@@ -1,0 +1,138 @@
+"""Would a run know when more candidates bring nothing? A stop rule, played on a pool of prompts.
+
+    python benchmarks/stopping.py pool.npz
+
+`pool.npz` is what `pool.py score` wrote. The first table takes the first k of the prompts in a random order
+and chooses three as a run does: their accuracy on all texts outside the split, their loss on the development
+texts that chose them, and the loss of three that were chosen on one half of these, on the other half.
+
+The second plays the rule. After every fourth prompt from the eighth on, with l_p the prompts' losses on the
+development texts: their variance v = var l_p has a part that is the luck of n texts, w = mean_p var_i (l_pi -
+mean_p l_pi) / n. What more prompts are expected to gain, were all normal, is (e_K - e_k) (v - w) / sqrt v,
+with e_k the expected greatest of k standard normals and K what the budget allows. The run stops where that
+is less than a limit, with v as estimated or a standard error greater.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import typer
+from pool import Pool, nearest
+from scipy import integrate, special, stats
+
+from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.verbalizer import fit
+from fedbpt_api.verbalizer.verbalizer import log_sum
+
+CANDIDATES = (3, 6, 12, 24, 33)
+ORDERS = 10
+HALVES = 4
+BUDGET = 80  # prompts that a run judges
+FIRST, EACH = 8, 4
+LIMITS = (0.005, 0.01, 0.015, 0.02)  # nats
+Places = npt.NDArray[np.intp]
+
+
+def main(pool: Annotated[Path, typer.Argument(help="What pool.py's `score` wrote.")]) -> None:
+    found = Pool.load(pool)
+    ones = np.flatnonzero(found.sizes <= 1)
+    splits = [Split(found, ones, split) for split in found.splits]
+    rng = np.random.default_rng(0)
+    orders = [(split, rng.permutation(len(ones))) for split in splits for _ in range(ORDERS)]
+    print(
+        "three of the first k prompts: accuracy, loss on the texts that chose them, on others (nats a text)"
+    )
+    for k in (k for k in CANDIDATES if k <= len(ones)):
+        tried = [
+            (split.accuracy(order[:k]), split.loss(split.choose(order[:k])), split.crossed(order[:k], rng))
+            for split, order in orders
+        ]
+        accuracy, own, crossed = np.mean(tried, axis=0)
+        print(f"  {k:3}: {accuracy:.3f}  {own:.3f}  {crossed:.3f}")
+    whole = [split.accuracy(order) for split, order in orders]
+    print(f"all {len(ones)}: {np.mean(whole):.3f}; with the rule (prompts judged, accuracy, difference):")
+    for errors in (0, 1):
+        for limit in LIMITS:
+            ends = [split.end(order, limit, errors) for split, order in orders]
+            accuracies = [split.accuracy(order[:k]) for k, (split, order) in zip(ends, orders, strict=True)]
+            lost = np.mean(accuracies) - np.mean(whole)
+            said = f"{np.mean(ends):4.1f}  {np.mean(accuracies):.3f}  {lost:+.3f}"
+            print(f"  {limit:5} nats, {errors} standard errors: {said}")
+
+
+class Split:
+    """A split's texts; prompts are named by their places among those with at most one line a label."""
+
+    def __init__(self, pool: Pool, ones: Places, split: int) -> None:
+        self.pool, self.ones = pool, ones
+        self.own, self.others = np.flatnonzero(pool.parts == split), np.flatnonzero(pool.parts != split)
+        held = np.flatnonzero((pool.parts == split) & ~pool.trained)
+        self.labels = pool.labels[held]
+        self.logits = np.array([pool.logits(int(p), split)[held] for p in ones])  # [P, n, C]
+        self.known: dict[tuple[int, ...], float] = {}
+        each = self.logits - log_sum(self.logits)
+        self.losses: Floats = -each[:, np.arange(len(held)), self.labels]  # [P, n]
+
+    def choose(self, places: Places, texts: Places | slice = slice(None)) -> Places:
+        """The three of these that read these texts best together."""
+        return places[nearest(self.logits[places][:, texts], self.labels[texts], 3, 1.0)]
+
+    def loss(self, members: Places, texts: Places | slice = slice(None)) -> float:
+        together = self.logits[members][:, texts].mean(axis=0)
+        together = together - log_sum(together)
+        return float(-together[np.arange(len(together)), self.labels[texts]].mean())
+
+    def crossed(self, places: Places, rng: np.random.Generator) -> float:
+        """Loss on one half of the texts of what the other half chooses."""
+        found = []
+        for _ in range(HALVES):
+            texts = rng.permutation(len(self.labels))
+            one, other = texts[::2], texts[1::2]
+            found += [self.loss(self.choose(places, a), b) for a, b in ((one, other), (other, one))]
+        return float(np.mean(found))
+
+    def accuracy(self, places: Places) -> float:
+        """Of three chosen among these, fitted on the split's texts, on all texts outside it."""
+        members = tuple(sorted(self.ones[self.choose(places)].tolist()))
+        if members not in self.known:
+            rows = self.pool.logprobs[list(members)].mean(axis=0)
+            labels, groups = self.pool.labels, self.pool.groups
+            verbalizer, _ = fit(rows[self.own], labels[self.own], self.pool.words, groups)
+            right = verbalizer.logits(rows[self.others]).argmax(axis=1) == labels[self.others]
+            self.known[members] = float(right.mean())
+        return self.known[members]
+
+    def end(self, order: Places, limit: float, errors: float) -> int:
+        """Prompts that are judged until more of them promise less than `limit` nats."""
+        for k in range(FIRST, len(order), EACH):
+            if expected_gain(self.losses[order[:k]], errors) < limit:
+                return k
+        return len(order)
+
+
+def expected_gain(losses: Floats, errors: float) -> float:
+    """Nats by which the best of `BUDGET` prompts is expected to beat the best of these, losses [k, n]."""
+    k, n = losses.shape
+    spread = float(losses.mean(axis=1).var(ddof=1))
+    luck = float((losses - losses.mean(axis=0)).var(axis=1, ddof=1).mean()) / n * k / (k - 1)
+    real = max(0.0, spread * (1 + errors * np.sqrt(2 / (k - 1))) - luck)
+    return (greatest(BUDGET) - greatest(k)) * real / np.sqrt(spread) if spread > 0 else 0.0
+
+
+@lru_cache
+def greatest(k: int) -> float:
+    """Expected greatest of k standard normals."""
+
+    def density(x: float) -> float:
+        return float(x * k * stats.norm.pdf(x) * special.ndtr(x) ** (k - 1))
+
+    return float(integrate.quad(density, -8, 8)[0])
+
+
+if __name__ == "__main__":
+    typer.run(main)
