@@ -17,16 +17,12 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 import typer
-from pool import RULES, Pool
-
-from fedbpt_api.verbalizer import fit
+from pool import RULES, Places, Pool
 
 NUMBERS = (32, 64, 128, 256, 512)
 DRAWS = 20
 THREES = 300
-Places = npt.NDArray[np.intp]
 
 
 def main(pool: Annotated[Path, typer.Argument(help="What pool.py's `score` wrote.")]) -> None:
@@ -45,12 +41,11 @@ def main(pool: Annotated[Path, typer.Argument(help="What pool.py's `score` wrote
     for split in found.splits:
         (chosen,) = RULES["labels"](found, ones.tolist(), split, 3, rng)
         own, others = (np.flatnonzero(mask) for mask in (found.parts == split, found.parts != split))
-        start, *single = (_accuracy(found, [p], own, others) for p in [0, *ones])
+        start, *single = (found.accuracy([p], own, others) for p in [0, *ones])
         three = [
-            _accuracy(found, m, own, others)
-            for m in rng.choice(every, min(THREES, len(every)), replace=False)
+            found.accuracy(m, own, others) for m in rng.choice(every, min(THREES, len(every)), replace=False)
         ]
-        ours = _accuracy(found, chosen, own, others)
+        ours = found.accuracy(chosen, own, others)
         print(
             f"  {split:4}: first prompt {start:.3f} | one at random {np.mean(single):.3f}, "
             f"best {max(single):.3f} | three at random {np.mean(three):.3f} (sd {np.std(three):.3f}), "
@@ -62,13 +57,7 @@ def _drawn(pool: Pool, ones: Places, number: int, rng: np.random.Generator) -> t
     """Of one prompt and of three that are drawn, fitted on texts that are drawn."""
     order, members = rng.permutation(len(pool.labels)), rng.choice(ones, 3, replace=False)
     own, others = order[:number], order[number:]
-    return _accuracy(pool, members[:1], own, others), _accuracy(pool, members, own, others)
-
-
-def _accuracy(pool: Pool, members: Places | list[int], own: Places, others: Places) -> float:
-    rows = pool.logprobs[members].mean(axis=0)
-    verbalizer, _ = fit(rows[own], pool.labels[own], pool.words, pool.groups)
-    return float((verbalizer.logits(rows[others]).argmax(axis=1) == pool.labels[others]).mean())
+    return pool.accuracy(members[:1], own, others), pool.accuracy(members, own, others)
 
 
 if __name__ == "__main__":

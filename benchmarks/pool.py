@@ -45,6 +45,7 @@ TRUST = 0.5  # in the labels, where the target is theirs and a committee's
 SPLITS = (13, 21, 42, 87, 100)
 KINDS: tuple[Kind, ...] = ("bias", "weighted")
 HERE = Path(__file__).parent
+Places = npt.NDArray[np.intp]
 app = typer.Typer(add_completion=False)
 
 
@@ -179,6 +180,12 @@ class Pool:
         verbalizer, report = fit(rows[own], self.labels[own], self.words, self.groups, kind=kind)
         right = verbalizer.logits(rows[held]).argmax(axis=1) == self.labels[held]
         return report.loss, float(right.mean())
+
+    def accuracy(self, members: Sequence[int] | Places, own: Places, others: Places) -> float:
+        """On other texts, of prompts together that are fitted on `own`, both by their places."""
+        rows = self.logprobs[list(members)].mean(axis=0)
+        verbalizer, _ = fit(rows[own], self.labels[own], self.words, self.groups)
+        return float((verbalizer.logits(rows[others]).argmax(axis=1) == self.labels[others]).mean())
 
 
 @app.command()

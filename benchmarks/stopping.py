@@ -20,13 +20,11 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 import typer
-from pool import Pool, nearest
+from pool import Places, Pool, nearest
 from scipy import integrate, special, stats
 
 from fedbpt_api.scoring.backend import Floats
-from fedbpt_api.verbalizer import fit
 from fedbpt_api.verbalizer.verbalizer import log_sum
 
 CANDIDATES = (3, 6, 12, 24, 33)
@@ -35,7 +33,6 @@ HALVES = 4
 BUDGET = 80  # prompts that a run judges
 FIRST, EACH = 8, 4
 LIMITS = (0.005, 0.01, 0.015, 0.02)  # nats
-Places = npt.NDArray[np.intp]
 
 
 def main(pool: Annotated[Path, typer.Argument(help="What pool.py's `score` wrote.")]) -> None:
@@ -75,17 +72,14 @@ class Split:
         self.labels = pool.labels[held]
         self.logits = np.array([pool.logits(int(p), split)[held] for p in ones])  # [P, n, C]
         self.known: dict[tuple[int, ...], float] = {}
-        each = self.logits - log_sum(self.logits)
-        self.losses: Floats = -each[:, np.arange(len(held)), self.labels]  # [P, n]
+        self.losses = nats(self.logits, self.labels)  # [P, n]
 
     def choose(self, places: Places, texts: Places | slice = slice(None)) -> Places:
         """The three of these that read these texts best together."""
         return places[nearest(self.logits[places][:, texts], self.labels[texts], 3, 1.0)]
 
     def loss(self, members: Places, texts: Places | slice = slice(None)) -> float:
-        together = self.logits[members][:, texts].mean(axis=0)
-        together = together - log_sum(together)
-        return float(-together[np.arange(len(together)), self.labels[texts]].mean())
+        return float(nats(self.logits[members][:, texts].mean(axis=0), self.labels[texts]).mean())
 
     def crossed(self, places: Places, rng: np.random.Generator) -> float:
         """Loss on one half of the texts of what the other half chooses."""
@@ -100,11 +94,7 @@ class Split:
         """Of three chosen among these, fitted on the split's texts, on all texts outside it."""
         members = tuple(sorted(self.ones[self.choose(places)].tolist()))
         if members not in self.known:
-            rows = self.pool.logprobs[list(members)].mean(axis=0)
-            labels, groups = self.pool.labels, self.pool.groups
-            verbalizer, _ = fit(rows[self.own], labels[self.own], self.pool.words, groups)
-            right = verbalizer.logits(rows[self.others]).argmax(axis=1) == labels[self.others]
-            self.known[members] = float(right.mean())
+            self.known[members] = self.pool.accuracy(members, self.own, self.others)
         return self.known[members]
 
     def end(self, order: Places, limit: float, errors: float) -> int:
@@ -113,6 +103,12 @@ class Split:
             if expected_gain(self.losses[order[:k]], errors) < limit:
                 return k
         return len(order)
+
+
+def nats(logits: Floats, labels: Places) -> Floats:
+    """Losses [..., n] of texts with these labels, from logits [..., n, C]."""
+    each = logits - log_sum(logits)
+    return np.asarray(-each[..., np.arange(len(labels)), labels])
 
 
 def expected_gain(losses: Floats, errors: float) -> float:
