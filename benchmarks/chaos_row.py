@@ -25,6 +25,7 @@ from fedbpt_api.scoring.journal import read_journal
 from fedbpt_api.scoring.record_file import read_records
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import ClientData, Example, Task
+from fedbpt_api.verbalizer.committee import alone
 from toy import LABEL_WORDS, PROMPT, TEMPLATE, ToyBackend, make_task
 from toy_runs import make_values
 
@@ -178,7 +179,7 @@ async def development_loss(run: Path, task: Task) -> float:
     for client in task.clients:
         texts = await encoder.labelled(client.dev)
         logprobs, exact = await scorer.scores(tuned.ids, texts.texts)
-        losses += tuned.verbalizer.losses(logprobs, texts.labels, exact).tolist()
+        losses += alone(tuned.verbalizer).losses(logprobs, texts.labels, exact).tolist()
     return float(np.mean(losses))
 
 

@@ -4,10 +4,10 @@
 
 `pool.npz` is what `pool.py score` wrote: prompts with one line a label, scored on the texts of all few-shot
 splits and on development rows, never the test file. The first table fits the read-out of a prompt, and of
-three together (their mean), on n texts drawn from all of these, and tries it on the others. The second fits
-it on one split's texts and tries it on all others: the user's first prompt, prompts and threes at random, the
-three that a run chooses (from the labels of the split's development texts), and the best of many *by the
-very texts they are tried on*: what a choice that knew them would reach.
+three together (the mean of a read-out for each), on n texts drawn from all of these, and tries it on the
+others. The second fits it on one split's texts and tries it on all others: the user's first prompt, prompts
+and threes at random, the three that a run chooses (from the labels of the split's development texts), and the
+best of many *by the very texts they are tried on*: what a choice that knew them would reach.
 """
 
 from __future__ import annotations

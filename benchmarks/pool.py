@@ -150,6 +150,7 @@ class Pool:
     words: list[int]
     groups: list[list[int]]
     known: dict[tuple[int, int], Floats] = field(default_factory=dict)
+    read: dict[tuple[int, bytes], Floats] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Pool:
@@ -182,10 +183,18 @@ class Pool:
         return report.loss, float(right.mean())
 
     def accuracy(self, members: Sequence[int] | Places, own: Places, others: Places) -> float:
-        """On other texts, of prompts together that are fitted on `own`, both by their places."""
-        rows = self.logprobs[list(members)].mean(axis=0)
-        verbalizer, _ = fit(rows[own], self.labels[own], self.words, self.groups)
-        return float((verbalizer.logits(rows[others]).argmax(axis=1) == self.labels[others]).mean())
+        """On other texts, of prompts together that are each fitted on `own`, texts by their places."""
+        logits = np.mean([self.fitted(member, own)[others] for member in members], axis=0)
+        return float((logits.argmax(axis=1) == self.labels[others]).mean())
+
+    def fitted(self, member: int, own: Places) -> Floats:
+        """Logits [N, C] of all texts, fitted on those at `own`."""
+        key = (int(member), own.tobytes())
+        if key not in self.read:
+            rows = self.logprobs[member]
+            verbalizer, _ = fit(rows[own], self.labels[own], self.words, self.groups)
+            self.read[key] = verbalizer.logits(rows)
+        return self.read[key]
 
 
 @app.command()

@@ -3,8 +3,9 @@
     python benchmarks/readouts.py pool.npz
 
 `pool.npz` is what `pool.py score` wrote. Each way is fitted on a split's training texts, or on these
-and the development texts, for prompts drawn from the pool alone and three at a time (their mean), and tried
-on all texts outside the split: accuracy and cross-entropy, mean and standard deviation over draws and splits.
+and the development texts, for prompts drawn from the pool alone and three at a time, and tried on all texts
+outside the split: accuracy and cross-entropy, mean and standard deviation over draws and splits. Three
+prompts are read by one fit for their mean, and by a fit each whose logits are averaged.
 
 The components are what this project used before discriminants: at most 30 principal axes of the standardised
 words (21 for four labels), penalised weights on them, the penalty by 8-fold cross-validation.
@@ -48,21 +49,25 @@ def main(pool: Annotated[Path, typer.Argument(help="What pool.py's `score` wrote
         for part, own in (("training", inside & data["trained"]), ("all", inside)):
             for size in (1, 3):
                 for _ in range(DRAWS):
-                    rows = special.log_softmax(
-                        scores[rng.choice(short, size, replace=False)].mean(axis=0), axis=1
-                    )
+                    members = scores[rng.choice(short, size, replace=False)]
+                    mean = special.log_softmax(members.mean(axis=0), axis=1)
                     for name, way in ways.items():
-                        logits = special.log_softmax(way(rows[own], labels[own], rows[~inside]), axis=1)
-                        right = logits.argmax(axis=1) == labels[~inside]
-                        loss = -logits[np.arange(len(logits)), labels[~inside]].mean()
-                        found[part, size, name].append((float(right.mean()), float(loss)))
+                        read = [way(rows[own], labels[own], rows[~inside]) for rows in (mean, *members)]
+                        for each, logits in {
+                            name: read[0],
+                            f"{name}, each": np.mean(read[1:], axis=0),
+                        }.items():
+                            said = special.log_softmax(logits, axis=1)
+                            right = said.argmax(axis=1) == labels[~inside]
+                            loss = -said[np.arange(len(said)), labels[~inside]].mean()
+                            found[part, size, each].append((float(right.mean()), float(loss)))
     for part, size in sorted({(part, size) for part, size, _ in found}):
         print(
             f"\nfitted on a split's {part} texts, {size} prompt{'s' * (size > 1)}: accuracy (sd), nats a text"
         )
-        for name in ways:
+        for name in ways if size == 1 else [f"{way}{more}" for way in ways for more in ("", ", each")]:
             accuracy, loss = np.array(found[part, size, name]).T
-            print(f"  {name:24} {accuracy.mean():.3f} ({accuracy.std():.3f})  {loss.mean():.3f}")
+            print(f"  {name:30} {accuracy.mean():.3f} ({accuracy.std():.3f})  {loss.mean():.3f}")
 
 
 def all_ways(words: list[int], groups: list[list[int]]) -> dict[str, Way]:

@@ -18,14 +18,15 @@ from fedbpt_api.federation.local_search import LocalSearch, Plan, Reference, Sea
 from fedbpt_api.federation.messages import Broadcast
 from fedbpt_api.federation.noise import bounded, clipped
 from fedbpt_api.federation.tally import Contestant, Ints, Sums, Tally
-from fedbpt_api.prompts.space import Asked, Ids, PromptSpace, members_of
+from fedbpt_api.prompts.space import AnyPrompt, Asked, Ids, PromptSpace, members_of
 from fedbpt_api.prompts.written import CHOICES, SHORTEST, Job, Line, write_line
 from fedbpt_api.scoring.backend import BackendInfo, Bools, Floats
 from fedbpt_api.scoring.budget import Budget, BudgetSpent
 from fedbpt_api.scoring.encode import EMPTY, EncodedSet, EncodedText, longest
+from fedbpt_api.scoring.losses import cross_entropy
 from fedbpt_api.scoring.scorer import Scorer
-from fedbpt_api.verbalizer import ClientFit, Verbalizer, word_sums
-from fedbpt_api.verbalizer.committee import joint_losses
+from fedbpt_api.verbalizer import ClientFit, Reading, Verbalizer, word_sums
+from fedbpt_api.verbalizer.committee import joint_losses, label_logits
 from fedbpt_api.verbalizer.verbalizer import label_logprobs, normalised
 
 _TOP = 2000  # words of a text's list, from which the word list is chosen
@@ -236,24 +237,26 @@ class Client:
     async def evaluate(
         self,
         prompt: Asked,
-        verbalizer: Verbalizer,
+        reading: Reading,
         part: Literal["train", "dev"] = "dev",
         repeat: int = 0,
         most: float = np.inf,
     ) -> Sums:
         """Sums of cross-entropy and correct answers over the development (or training) texts.
 
-        With another `repeat` the server is asked again, for those that do not answer the same twice; a text's
-        loss counts for `most` nats at most.
+        Prompts that answer together are read as `label_logits` says. With another `repeat` the server is
+        asked again, for those that do not answer the same twice; a text's loss counts for `most` nats at
+        most.
         """
         texts = self._dev if part == "dev" else self._train
         if not len(texts):
             return Sums()
-        logprobs, exact = await self.scorer.scores(prompt, texts.texts, repeat)
-        losses = verbalizer.losses(logprobs, texts.labels, exact)
+        found = [await self.scorer.scores(member, texts.texts, repeat) for member in members_of(prompt)]
+        logits = label_logits(reading, found)
+        losses = cross_entropy(logits, texts.labels)
         if most < np.inf:
             losses = bounded(losses, most)
-        right = verbalizer.logits(logprobs, exact).argmax(axis=1) == texts.labels
+        right = logits.argmax(axis=1) == texts.labels
         return Sums(len(texts), float(losses.sum()), int(right.sum()))
 
     async def test(
@@ -278,19 +281,17 @@ class Client:
         self.tested = self.tested or Budget(price=self.scorer.budget.price)
         scorer = self.scorer.beside(self.tested)
         predictions: dict[str, Ints] = {}
-        seen: set[Asked] = set()
-        rows: dict[Asked, tuple[Floats, Bools]] = {}
+        rows: dict[AnyPrompt, tuple[Floats, Bools]] = {}
         try:
-            for prompt in dict.fromkeys(c.prompt for c in contestants):
+            for prompt in dict.fromkeys(member for c in contestants for member in members_of(c.prompt)):
                 async with asyncio.timeout(timeout):
                     rows[prompt] = await scorer.scores(prompt, self._test.texts)
-                new = set(members_of(prompt)) - seen
-                seen |= new
-                progress(len(self._test) * len(new))
+                progress(len(self._test))
         finally:
             await scorer.aclose()
         for c in contestants:
-            predictions[c.method] = c.verbalizer.logits(*rows[c.prompt]).argmax(axis=1)
+            logits = label_logits(c.verbalizer, [rows[member] for member in members_of(c.prompt)])
+            predictions[c.method] = logits.argmax(axis=1)
         predictions["majority"] = np.full(len(self._test), common)
         return Tally.of(self._test.labels, predictions, len(contestants[0].verbalizer.groups))
 

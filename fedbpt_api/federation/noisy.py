@@ -27,7 +27,7 @@ from fedbpt_api.federation.responder import Act, Responder
 from fedbpt_api.federation.tally import Contestant, PairedCounts, Tally, rivals_of
 from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.scoring.backend import Floats
-from fedbpt_api.verbalizer import Verbalizer
+from fedbpt_api.verbalizer import Reading
 
 ANSWERED: Final = frozenset({"facts", "words", "write", "label sums", "evaluate", "rounds", "search", "test"})
 """Questions that are answered; "facts" and "write" are not about texts, but for what `promise` says."""
@@ -84,17 +84,17 @@ class NoisyResponder(Responder):
             return partial(self._label_sums, plain.to_prompt(fields["prompt"]), groups)
         return super()._question(kind, fields, body)
 
-    def _fits_words(self, verbalizer: Verbalizer) -> bool:
+    def _fits_words(self, reading: Reading) -> bool:
         """Whether it reads the words that were told, as noise takes it; asked of all that texts are read by.
 
         Raises:
             ValueError: It is of another kind, or for another number of labels.
         """
-        if verbalizer.kind not in KINDS:
-            raise ValueError(f"a verbalizer of kind {verbalizer.kind!r}, where noise takes {KINDS}")
-        if len(verbalizer.groups) != self._labels:
+        if reading.kind not in KINDS:
+            raise ValueError(f"a verbalizer of kind {reading.kind!r}, where noise takes {KINDS}")
+        if len(reading.groups) != self._labels:
             raise ValueError(f"a verbalizer of other than the task's {self._labels} labels")
-        return super()._fits_words(verbalizer)
+        return super()._fits_words(reading)
 
     async def _label_sums(self, prompt: Asked, groups: Sequence[Sequence[int]]) -> Envelope:
         most = self._promise.clip_logits
@@ -108,16 +108,16 @@ class NoisyResponder(Responder):
         return Envelope("label sums", {"sums": found.tolist()})
 
     async def _evaluate(
-        self, prompt: Asked, verbalizer: Verbalizer, part: Literal["train", "dev"], repeat: int
+        self, prompt: Asked, reading: Reading, part: Literal["train", "dev"], repeat: int
     ) -> Envelope:
         most = self._promise.clip_loss
         n = self._client.n_train if part == "train" else self._client.n_dev
 
         async def loss() -> Floats:
-            sums = await self._client.evaluate(prompt, verbalizer, part, most=most)
+            sums = await self._client.evaluate(prompt, reading, part, most=most)
             return np.array([sums.loss])
 
-        told = {"prompt": plain.of_prompt(prompt), "verbalizer": verbalizer.to_dict(), "part": part}
+        told = {"prompt": plain.of_prompt(prompt), "verbalizer": reading.to_dict(), "part": part}
         (found,) = await self._noise.released(part, _asked("evaluate", told), most, loss)
         return Envelope("sums", {"n": n, "loss": float(found), "correct": None})
 

@@ -12,7 +12,7 @@ from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import Job, Line
 from fedbpt_api.scoring.backend import BackendInfo, Floats
 from fedbpt_api.scoring.budget import Budget
-from fedbpt_api.verbalizer import Answering, Verbalizer
+from fedbpt_api.verbalizer import Answering, Reading, Verbalizer
 
 
 class Party(Protocol):
@@ -50,7 +50,7 @@ class Party(Protocol):
     ) -> Answering: ...
     async def label_sums(self, prompt: Asked, groups: Sequence[Sequence[int]]) -> Floats: ...
     async def evaluate(
-        self, prompt: Asked, verbalizer: Verbalizer, part: Literal["train", "dev"] = "dev", repeat: int = 0
+        self, prompt: Asked, reading: Reading, part: Literal["train", "dev"] = "dev", repeat: int = 0
     ) -> Sums: ...
     async def joint_losses(
         self, judged: Sequence[tuple[Asked, Verbalizer]], sets: Sequence[Sequence[int]]

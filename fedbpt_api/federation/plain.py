@@ -19,10 +19,11 @@ from fedbpt_api.federation.tally import Contestant, PairedCounts, Sums, Tally, r
 from fedbpt_api.prompts.codebook import Codebook, CodebookSpace
 from fedbpt_api.prompts.padding import PaddedSpace
 from fedbpt_api.prompts.soft import SoftSpace
-from fedbpt_api.prompts.space import Asked, Ensemble, Ids, PromptSpace
+from fedbpt_api.prompts.space import Asked, Ensemble, Ids, PromptSpace, members_of
 from fedbpt_api.prompts.written import Job, Line
 from fedbpt_api.scoring.backend import Floats, Soft
-from fedbpt_api.verbalizer import Verbalizer
+from fedbpt_api.verbalizer import Committee, Reading, Verbalizer
+from fedbpt_api.verbalizer.committee import reading_from_dict
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -109,6 +110,15 @@ def to_prompt(value: Plain) -> Asked:
     if kind != "ids":
         raise ValueError(f"unknown kind of prompt {kind!r}")
     return to_ids(data)
+
+
+@reading
+def to_reading(value: Plain, prompt: Asked) -> Reading:
+    """A verbalizer's or a committee's `to_dict`; a committee has a member for each of the prompts."""
+    found = reading_from_dict(value)
+    if isinstance(found, Committee) and len(found.members) != len(members_of(prompt)):
+        raise ValueError("a committee of other than a member for each prompt")
+    return found
 
 
 @reading
@@ -270,7 +280,8 @@ def of_contestant(contestant: Contestant) -> Plain:
 
 @reading
 def to_contestant(value: Plain) -> Contestant:
-    return Contestant(str(value["method"]), to_prompt(value["prompt"]), to_verbalizer(value["verbalizer"]))
+    prompt = to_prompt(value["prompt"])
+    return Contestant(str(value["method"]), prompt, to_reading(value["verbalizer"], prompt))
 
 
 def of_tally(tally: Tally) -> Plain:

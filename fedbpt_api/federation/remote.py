@@ -26,11 +26,11 @@ from fedbpt_api.federation.local_search import Plan, Reference, Searched
 from fedbpt_api.federation.messages import Broadcast, MessageError, decode_update, encode_broadcast
 from fedbpt_api.federation.remote_fit import RemoteFit
 from fedbpt_api.federation.tally import Contestant, Ints, Sums, Tally
-from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
+from fedbpt_api.prompts.space import Asked, Ids, PromptSpace, members_of
 from fedbpt_api.prompts.written import LONGEST, Job, Line
 from fedbpt_api.scoring.backend import BackendInfo, Floats
 from fedbpt_api.scoring.budget import Budget, Limits
-from fedbpt_api.verbalizer import FitError, Verbalizer, encode
+from fedbpt_api.verbalizer import FitError, Reading, Verbalizer, encode
 from fedbpt_api.verbalizer.checks import sums_problem
 from fedbpt_api.verbalizer.messages import AskMoments
 
@@ -206,12 +206,12 @@ class RemoteParty:
         return found
 
     async def evaluate(
-        self, prompt: Asked, verbalizer: Verbalizer, part: Literal["train", "dev"] = "dev", repeat: int = 0
+        self, prompt: Asked, reading: Reading, part: Literal["train", "dev"] = "dev", repeat: int = 0
     ) -> Sums:
         n = self.n_dev if part == "dev" else self.n_train
         fields = {
             "prompt": plain.of_prompt(prompt),
-            "verbalizer": verbalizer.to_dict(),
+            "verbalizer": reading.to_dict(),
             "part": part,
             "repeat": repeat,
         }
@@ -221,7 +221,7 @@ class RemoteParty:
         if (sums.correct is None) != self.noisy:
             raise MessageError(f"{self.name} tells {'more' if self.noisy else 'less'} than it was asked for")
         # With noise a loss may be anything.
-        if sums.correct is not None and (problem := sums_problem(verbalizer, n, sums.loss, sums.correct)):
+        if sums.correct is not None and (problem := sums_problem(reading, n, sums.loss, sums.correct)):
             raise MessageError(f"{self.name} tells of losses that cannot be: {problem}")
         return sums
 
@@ -289,13 +289,14 @@ class RemoteParty:
     ) -> Tally:
         """As a client's; progress is told at the end."""
         fields = {"contestants": [plain.of_contestant(c) for c in contestants], "common": common}
-        async with asyncio.timeout(timeout and timeout * len({c.prompt for c in contestants})):
+        prompts = len({member for c in contestants for member in members_of(c.prompt)})
+        async with asyncio.timeout(timeout and timeout * prompts):
             answer = await self.channel.ask("test", fields)
         methods = [*(c.method for c in contestants), "majority"]
         tally = plain.to_tally(answer.fields, methods, len(contestants[0].verbalizer.groups))
         if (counted := int(tally.confusions["majority"].sum())) != self.n_test:
             raise MessageError(f"{self.name} has {self.n_test} test texts, but counts {counted}")
-        progress(self.n_test * len({c.prompt for c in contestants}))
+        progress(self.n_test * prompts)
         return tally
 
     async def aclose(self) -> None:

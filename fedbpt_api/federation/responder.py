@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from fedbpt_api.errors import FedbptError, QuotaError
 from fedbpt_api.federation import plain
@@ -28,11 +28,12 @@ from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
 from fedbpt_api.prompts.written import Job
 from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
 from fedbpt_api.scoring.scorer import Stopped
-from fedbpt_api.verbalizer import ClientFit, FitError, Verbalizer, encode
+from fedbpt_api.verbalizer import ClientFit, FitError, Reading, Verbalizer, encode
 from fedbpt_api.verbalizer.messages import AskMoments
 
 _LOG = logging.getLogger(__name__)
 Act = Callable[[], Awaitable[Envelope]]
+R = TypeVar("R", Verbalizer, Reading)
 _ON_WORDS = frozenset({"write", "fit", "evaluate", "joint losses", "rounds", "test"})  # with the words told
 _FITS = 100  # that are kept until their last message
 
@@ -165,9 +166,12 @@ class Responder:
             case "evaluate":
                 prompt, repeat = plain.to_prompt(fields["prompt"]), plain.whole(fields["repeat"])
                 part: Literal["train", "dev"] = "train" if fields["part"] == "train" else "dev"
-                return partial(self._evaluate, prompt, self._verbalizer(fields["verbalizer"]), part, repeat)
+                reading = self._fitting(plain.to_reading(fields["verbalizer"], prompt))
+                return partial(self._evaluate, prompt, reading, part, repeat)
             case "joint losses":
-                judged = [(plain.to_prompt(p), self._verbalizer(v)) for p, v in fields["judged"]]
+                judged = [
+                    (plain.to_prompt(p), self._fitting(plain.to_verbalizer(v))) for p, v in fields["judged"]
+                ]
                 sets = [[plain.whole(k, 0, len(judged) - 1) for k in places] for places in fields["sets"]]
                 if not judged or not all(sets):
                     raise ValueError("a set of no prompts")
@@ -205,14 +209,13 @@ class Responder:
     def _width(self) -> int:
         return len(self._client.scorer.words)
 
-    def _fits_words(self, verbalizer: Verbalizer) -> bool:
-        return verbalizer.words == self._client.scorer.words
+    def _fits_words(self, reading: Reading) -> bool:
+        return reading.words == self._client.scorer.words
 
-    def _verbalizer(self, value: object) -> Verbalizer:
-        verbalizer = plain.to_verbalizer(value)
-        if not self._fits_words(verbalizer):
+    def _fitting(self, reading: R) -> R:
+        if not self._fits_words(reading):
             raise ValueError("a verbalizer that reads other words than this party was told")
-        return verbalizer
+        return reading
 
     def _reference(self, value: object, jobs: Sequence[Job] = ()) -> Reference:
         reference = plain.to_reference(value)
@@ -251,9 +254,9 @@ class Responder:
         return Envelope("fit message", {}, await fit.answer(message))
 
     async def _evaluate(
-        self, prompt: Asked, verbalizer: Verbalizer, part: Literal["train", "dev"], repeat: int
+        self, prompt: Asked, reading: Reading, part: Literal["train", "dev"], repeat: int
     ) -> Envelope:
-        return Envelope("sums", plain.of_sums(await self._client.evaluate(prompt, verbalizer, part, repeat)))
+        return Envelope("sums", plain.of_sums(await self._client.evaluate(prompt, reading, part, repeat)))
 
     async def _joint_losses(
         self, judged: Sequence[tuple[Asked, Verbalizer]], sets: Sequence[Sequence[int]]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedbpt_api.prompts.space import Asked
-from fedbpt_api.verbalizer import Verbalizer
+from fedbpt_api.verbalizer import Reading
 
 Ints = npt.NDArray[np.int64]
 
@@ -43,11 +43,11 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """A prompt with a verbalizer, under the name it has in the table."""
+    """A prompt and how it is read, under the name it has in the table."""
 
     method: str
     prompt: Asked
-    verbalizer: Verbalizer
+    verbalizer: Reading
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ loop that a recipe runs is its `search.algorithm`; `fedbpt_api.methods.loops` ha
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -174,7 +175,7 @@ def beneath(preset: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
     merged = dict(values)
     for key, value in preset.items():
         if key not in merged:
-            merged[key] = value
+            merged[key] = deepcopy(value)  # a recipe is not changed by what is set in what came of it
         elif isinstance(value, Mapping) and isinstance(merged[key], Mapping):
             merged[key] = beneath(value, merged[key])
     return merged

@@ -22,6 +22,7 @@ from fedbpt_api.run.config import FederationSettings
 from fedbpt_api.run.origins import choose_origin
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import BudgetSpent
+from fedbpt_api.verbalizer.committee import alone
 
 _MOST_IDLE = 20  # rounds in a row that found no prompt that is new
 
@@ -58,7 +59,7 @@ async def _around(run: Searching, centre: Assessment, space: PromptSpace, late: 
         perturb=settings.perturb,
         vocabulary=(await run.codebook()).tokens if settings.perturb else (),
     )
-    reference = Reference(centre.prompt, centre.verbalizer)
+    reference = Reference(centre.prompt, alone(centre.verbalizer))
     aggregator = aggregator_of(federation)
     state = aggregator.initial(np.zeros(space.dimension), settings.sigma)
     idle = 0

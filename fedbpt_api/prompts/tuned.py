@@ -16,9 +16,11 @@ from fedbpt_api.prompts.soft import rebuild
 from fedbpt_api.prompts.space import AnyPrompt, Ids
 from fedbpt_api.scoring.backend import Backend
 from fedbpt_api.task import LabelWords, Template
-from fedbpt_api.verbalizer import Verbalizer
+from fedbpt_api.verbalizer import Reading, Verbalizer
+from fedbpt_api.verbalizer.committee import together, verbalizers_of
 
-FORMAT = 2
+FORMAT = 3
+_MEAN = 2  # joined prompts whose mean is read by one verbalizer, as earlier versions did
 _SINGLE = 1  # what is written without joined prompts, so that earlier versions can read it
 _JOINED = "\n--- and ---\n"
 _EMPTY = "(no prompt)"
@@ -36,14 +38,14 @@ class TunedPrompt:
         label_words: Labels and their words.
         word_texts: The T named tokens as text, label words first; the whole of a word that has a number
             below 0 (-1 - i for the i-th), because it begins as others do.
-        verbalizer: From their log-probabilities to label probabilities.
+        verbalizer: From their log-probabilities to label probabilities; a committee of one for each prompt,
+            where prompts are joined (one for their mean in files of earlier versions).
         model: Kind, name and fingerprint of the backend it was tuned on.
         space: Identity of the prompt space (codebook, positions), or empty for a prompt given by hand.
         scores: What it reached, such as {"dev_loss": 0.71, "dev_accuracy": 0.7}.
         fallback: Label words with a bias, for servers that do not answer for all words.
         soft: For a continuous prompt, z and how A is drawn; `ids` are those that it started from.
-        joined: Prompts that answer together with this one, as text and ids: the verbalizer reads the mean of
-            their log-probabilities, and each text is asked once a prompt.
+        joined: Prompts that answer together with this one, as text and ids: each text is asked once a prompt.
     """
 
     text: str
@@ -51,7 +53,7 @@ class TunedPrompt:
     template: Template
     label_words: LabelWords
     word_texts: tuple[str, ...]
-    verbalizer: Verbalizer
+    verbalizer: Reading
     model: Mapping[str, str]
     space: Mapping[str, object]
     scores: Mapping[str, float]
@@ -65,9 +67,12 @@ class TunedPrompt:
         return shown_together([self.text, *(text for text, _ in self.joined)])
 
     def to_dict(self) -> dict[str, Any]:
-        joined = {"joined": [{"text": text, "ids": list(ids)} for text, ids in self.joined]}
+        first, *readers = [verbalizer.to_dict() for verbalizer in verbalizers_of(self.verbalizer)]
+        joined: dict[str, Any] = {"joined": [{"text": text, "ids": list(ids)} for text, ids in self.joined]}
+        for part, reader in zip(joined["joined"], readers, strict=False):
+            part["verbalizer"] = reader
         return {
-            "format": FORMAT if self.joined else _SINGLE,
+            "format": (FORMAT if readers else _MEAN) if self.joined else _SINGLE,
             "prompt": {"text": self.text, "ids": list(self.ids)},
             **(joined if self.joined else {}),
             "template": self.template.source,
@@ -76,7 +81,7 @@ class TunedPrompt:
             "model": dict(self.model),
             "space": dict(self.space),
             "words": list(self.word_texts),
-            "verbalizer": self.verbalizer.to_dict(),
+            "verbalizer": first,
             "fallback": self.fallback.to_dict() if self.fallback else None,
             "soft": dict(self.soft) if self.soft else None,
         }
@@ -109,28 +114,28 @@ class TunedPrompt:
         """Raises RunFolderError where `data` is not such a file's content."""
         if not isinstance(data, Mapping):
             raise RunFolderError("it holds no JSON object", "is this really a prompt file?")
-        if data.get("format") not in (_SINGLE, FORMAT):
+        if data.get("format") not in (_SINGLE, _MEAN, FORMAT):
             raise RunFolderError(
                 f"this prompt file has format {data.get('format')!r}, this version reads up to {FORMAT}",
                 "use the version of fedbpt_api that wrote it",
             )
         try:
             labels = data["labels"]
+            joined = data.get("joined", ())
+            readers = [data["verbalizer"], *(part["verbalizer"] for part in joined if "verbalizer" in part)]
             prompt = cls(
                 text=str(data["prompt"]["text"]),
                 ids=tuple(int(i) for i in data["prompt"]["ids"]),
                 template=Template.parse(str(data["template"])),
                 label_words=LabelWords(tuple(labels), tuple(tuple(map(str, w)) for w in labels.values())),
                 word_texts=tuple(map(str, data["words"])),
-                verbalizer=Verbalizer.from_dict(data["verbalizer"]),
+                verbalizer=together([Verbalizer.from_dict(reader) for reader in readers]),
                 model={str(k): str(v) for k, v in data["model"].items()},
                 space=dict(data["space"]),
                 scores={str(k): float(v) for k, v in data["scores"].items()},
                 fallback=Verbalizer.from_dict(data["fallback"]) if data.get("fallback") else None,
                 soft=dict(data["soft"]) if data.get("soft") else None,
-                joined=tuple(
-                    (str(part["text"]), tuple(int(i) for i in part["ids"])) for part in data.get("joined", ())
-                ),
+                joined=tuple((str(part["text"]), tuple(int(i) for i in part["ids"])) for part in joined),
             )
             prompt._check()
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, FedbptError) as error:
@@ -147,7 +152,8 @@ class TunedPrompt:
             "fallback": self.fallback is None or len(self.fallback.groups) == len(self.verbalizer.groups),
             "label words": [len(words) for words in self.label_words.words]
             == [len(group) for group in self.verbalizer.groups],
-            "joined prompts": self.soft is None or not self.joined,
+            "joined prompts": (self.soft is None or not self.joined)
+            and len(verbalizers_of(self.verbalizer)) in (1, 1 + len(self.joined)),
             "token ids": all(0 <= i < 2**31 for ids in (self.ids, *(i for _, i in self.joined)) for i in ids)
             and all(0 <= i < 2**31 or i == -1 - at for at, i in enumerate(self.verbalizer.words)),
             "model": {"kind", "name", "fingerprint"} <= set(self.model),

@@ -15,8 +15,8 @@ from fedbpt_api.fanning import side_by_side
 from fedbpt_api.federation.party import Party
 from fedbpt_api.federation.runtime import Answers, ask_all, need_quorum
 from fedbpt_api.federation.tally import Sums
-from fedbpt_api.prompts.space import Asked, Ensemble, Ids, members_of
-from fedbpt_api.prompts.tuned import TunedPrompt, shown_together
+from fedbpt_api.prompts.space import Asked, Ensemble, members_of
+from fedbpt_api.prompts.tuned import shown_together
 from fedbpt_api.run.assessment import SPREAD, Assessment, beyond, total
 from fedbpt_api.run.at_hand import AtHand, at_hand
 from fedbpt_api.run.config import Settings
@@ -25,7 +25,8 @@ from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.private import matched, noise_of_logits
 from fedbpt_api.scoring.backend import Floats, Soft
 from fedbpt_api.scoring.budget import BudgetSpent
-from fedbpt_api.verbalizer import Answering, FitError, FitReport, Kind, Verbalizer, fit_over_clients
+from fedbpt_api.verbalizer import Answering, FitError, FitReport, Kind, Reading, Verbalizer, fit_over_clients
+from fedbpt_api.verbalizer.committee import alone, together
 
 R = TypeVar("R")
 START = "start"  # the origin of the user's own prompts
@@ -159,18 +160,20 @@ class Assessor:
         self, prompt: Asked, z: Floats | None = None, fixed: Verbalizer | None = None
     ) -> Assessment:
         """What all clients say of a prompt."""
-        joined = isinstance(prompt, Ensemble)
         given = fixed is not None
+        verbalizer: Reading
         if self._with_noise and fixed is None:
             fixed = await self._matched(prompt)
         if fixed is None:
             verbalizer, report = await self.fit(prompt, self.settings.verbalizer.kind, self._scored(prompt))
             train = {name: Sums(n, loss) for name, (n, loss) in report.held_out.items()}
+            if isinstance(prompt, Ensemble):
+                verbalizer = together([alone(self.known[member].verbalizer) for member in prompt.members])
         else:
             verbalizer = fixed
             train = (await self.ask(lambda c: c.evaluate(prompt, fixed, "train"), self._scored(prompt))).got
         sums: Answers[Sums] = Answers()
-        if joined or self._with_noise or self._promising(train):
+        if isinstance(prompt, Ensemble) or self._with_noise or self._promising(train):
             sums = await self.ask(lambda c: c.evaluate(prompt, verbalizer), train)
         text = await self._text(prompt)
         z = z if isinstance(prompt, Soft) else None
@@ -250,48 +253,6 @@ class Assessor:
         new, old = total(train, common), total(rival.train, common)
         odd = beyond({n: train[n] for n in common}, {n: rival.train[n] for n in common})
         return not new.n or new.mean_loss + odd < old.mean_loss + slack / math.sqrt(new.n)
-
-    async def refit(self, chosen: Assessment, kind: Kind | None = None) -> Verbalizer:
-        """The verbalizer for a prompt that has been chosen: development texts may train it now.
-
-        No call is needed: their scores are paid for.
-        """
-        dev = bool(chosen.dev_sums.n)
-        if self._with_noise or (kind is None and (chosen.fixed or not dev)):
-            return chosen.verbalizer
-        groups, names = self.parties.groups, chosen.clients if dev else chosen.train
-        fits = await self.ask(lambda client: client.fit(chosen.prompt, groups, with_dev=dev), names)
-        verbalizer, _ = await self.fitted(list(fits.got.values()), kind or self.settings.verbalizer.kind)
-        return verbalizer
-
-    def artefact(
-        self, best: Assessment, space: Mapping[str, object], fallback: Verbalizer | None
-    ) -> TunedPrompt:
-        """The prompt as the file that `predict` and `eval` work from."""
-        parties, info = self.parties, self.parties.info
-        ids, soft, more = best.prompt, None, tuple[tuple[str, Ids], ...]()
-        text = best.text
-        if isinstance(ids, Ensemble):
-            parts = [self.known[member] for member in ids.members]
-            ids, text = ids.members[0], parts[0].text
-            more = tuple((a.text, a.prompt) for a in parts[1:] if isinstance(a.prompt, tuple))
-        elif isinstance(ids, Soft):
-            assert self.centre is not None and isinstance(self.centre.prompt, tuple) and best.z is not None
-            ids, soft = self.centre.prompt, {**space, "z": best.z.tolist()}
-        return TunedPrompt(
-            text=text,
-            ids=ids,
-            joined=more,
-            template=parties.task.template,
-            label_words=parties.task.label_words,
-            word_texts=tuple(parties.word_texts.get(token, "") for token in best.verbalizer.words),
-            verbalizer=best.verbalizer,
-            model={"kind": info.kind, "name": info.model, "fingerprint": info.fingerprint},
-            space=space,
-            scores=best.scores,
-            fallback=fallback,
-            soft=soft,
-        )
 
     @property
     def cost(self) -> int:

@@ -12,7 +12,7 @@ from fedbpt_api.aggregate.clipping import without_outliers
 from fedbpt_api.federation.tally import Sums
 from fedbpt_api.prompts.space import Asked
 from fedbpt_api.scoring.backend import Floats
-from fedbpt_api.verbalizer import Verbalizer
+from fedbpt_api.verbalizer import Reading
 
 SPREAD = 0.3  # typical standard deviation of two prompts' difference in loss on a text, in nats
 _ODD = 8.0  # times the median distance from the median: about five standard deviations
@@ -25,8 +25,9 @@ class Assessment:
     Attributes:
         prompt: The prompt: token ids, vectors, or several that answer together.
         text: The prompt as text; of a continuous one, the text that its vectors started from.
-        verbalizer: Fitted on the training texts of all clients that answered.
-        train: For each client the cross-entropy of its training texts, held out by cross-validation.
+        verbalizer: Fitted on the training texts of all clients that answered; of several prompts a committee.
+        train: For each client the cross-entropy of its training texts, held out by cross-validation; of
+            several prompts as one verbalizer for their mean reads them, which is no better than a committee.
         dev: For each client the sums over its development texts; empty where the training texts alone
             ruled the prompt out.
         floor: `train` of the centre that the prompt was searched from; empty where it was not.
@@ -37,7 +38,7 @@ class Assessment:
 
     prompt: Asked
     text: str
-    verbalizer: Verbalizer
+    verbalizer: Reading
     train: Mapping[str, Sums]
     dev: Mapping[str, Sums]
     floor: Mapping[str, Sums]

@@ -20,6 +20,8 @@ from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.scoring.trie import label_trie
 from fedbpt_api.task import Example
 from fedbpt_api.verbalizer import Verbalizer
+from fedbpt_api.verbalizer.committee import label_logits, together, verbalizers_of
+from fedbpt_api.verbalizer.verbalizer import log_sum
 
 _CHUNK = 32
 
@@ -86,9 +88,9 @@ class Classifier:
         for begin in range(0, len(examples), _CHUNK):
             texts = await encoder.texts(examples[begin : begin + _CHUNK])
             found = [await self._scores([text.with_prompt(one) for text in texts], begin) for one in asked]
-            logprobs = np.mean([scores.logprobs for scores in found], axis=0)
-            exact = np.all([scores.exact for scores in found], axis=0)
-            for row in self.prompt.verbalizer.probabilities(logprobs, exact):
+            answers = [(scores.logprobs, scores.exact) for scores in found]
+            logits = label_logits(self.prompt.verbalizer, answers)
+            for row in np.exp(logits - log_sum(logits)):
                 shares = {label: float(p) for label, p in zip(labels, row, strict=True)}
                 yield Prediction(labels[int(np.argmax(row))], shares)
 
@@ -150,6 +152,7 @@ async def adapted(
     """
     warnings: list[str] = []
     info, verbalizer = backend.info, prompt.verbalizer
+    readers = verbalizers_of(verbalizer)
     words: list[int | None] = list(verbalizer.words)
     # Before anything else: servers that take text alone know only the words they have met.
     ids, *found = [await backend.tokenize(text) for text in (prompt.text, *prompt.word_texts)]
@@ -169,25 +172,27 @@ async def adapted(
     columns = sorted(flat)
     kept = tuple(word for word in words if word is not None)
     plain = verbalizer.kind != "weighted"
-    listed = verbalizer.margin is not None
+    listed = any(reader.margin is not None for reader in readers)
     fits = info.fingerprint == prompt.model["fingerprint"] if listed else info.complete
     if len(kept) == len(words) and (plain or (len(words) <= info.max_words and fits)):
-        verbalizer = replace(verbalizer, words=kept)
+        verbalizer = together([replace(reader, words=kept) for reader in readers])
     else:
-        reading = verbalizer if plain else prompt.fallback
-        if reading is not verbalizer:
+        if not plain:
+            readers = (prompt.fallback,) if prompt.fallback else ()
             why = (
                 f"the weighted verbalizer was fitted on the short lists of {prompt.model['name']}"
                 if listed
                 else f"{info.model} does not answer for all {len(words)} words of the weighted verbalizer "
                 f"({info.details.get('way', 'unknown way')})"
             )
-            instead = f"the label words with {'their bias' if reading else 'no bias'} are used instead"
+            instead = f"the label words with {'their bias' if readers else 'no bias'} are used instead"
             warnings.append(f"{why}; {instead}: expect less")
-        reading = reading or Verbalizer.from_words(verbalizer.words, verbalizer.groups)
+        readers = readers or (Verbalizer.from_words(verbalizer.words, verbalizer.groups),)
         groups = [[columns.index(column) for column in group] for group in verbalizer.groups]
         labels = [word for column in columns if (word := words[column]) is not None]
-        verbalizer = Verbalizer.from_bias(labels, groups, reading.scale, reading.bias, kind=reading.kind)
+        verbalizer = together(
+            [Verbalizer.from_bias(labels, groups, r.scale, r.bias, kind=r.kind) for r in readers]
+        )
         prompt = replace(prompt, word_texts=tuple(prompt.word_texts[column] for column in columns))
     if info.fingerprint != prompt.model["fingerprint"]:
         warnings.append(

@@ -25,6 +25,7 @@ from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.run.private import hidden_by_noise
 from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.verbalizer.committee import alone
 
 ORIGIN = "ensemble"
 _ODD = 5.0  # times the median distance from the others' losses
@@ -100,7 +101,7 @@ async def _losses(
     Only differences between sets mean something. A client whose differences, a text, stand out counts as the
     most extreme of the others would (`aggregate.clipping`).
     """
-    pairs = [(a.prompt, a.verbalizer) for a in judged]
+    pairs = [(a.prompt, alone(a.verbalizer)) for a in judged]
     answers = await assessor.ask(lambda client: client.joint_losses(pairs, sets), names)
     size = 4 * len(sets)  # up a float32 a set, down 16-bit places
     assessor.parties.count_bytes(

@@ -40,6 +40,7 @@ from fedbpt_api.run.suspects import leave_out_suspects
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.task import Example
+from fedbpt_api.verbalizer.committee import alone
 
 _MOST = 240  # draws of made-up examples
 _WAVE = 32  # of them judged side by side, where parties are behind a network
@@ -212,7 +213,7 @@ async def _written(assessor: Assessor, shown: Sequence[Shown]) -> Mapping[str, S
         ids = await parties.backend.tokenize(about + lead) + before
         jobs += [Job(label, ids, before, after, (seed, label, number)) for number in range(each)]
     start = assessor.known[parties.start_ids]
-    judge = Reference(start.prompt, start.verbalizer)
+    judge = Reference(start.prompt, alone(start.verbalizer))
     dealt: dict[str, list[Job]] = {}
     for number, client in enumerate(parties.clients):
         own = client.budget.limits.scored

@@ -24,6 +24,7 @@ import numpy as np
 
 from fedbpt_api.fanning import side_by_side
 from fedbpt_api.federation.tally import Sums
+from fedbpt_api.prompts.space import Ensemble
 from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.scoring.backend import Floats
@@ -97,6 +98,8 @@ async def leave_out_suspects(assessor: Assessor, judged: Assessment) -> list[str
         names = sorted(judged.clients & {client.name for client in parties.clients})
         if not FEWEST <= len(names) <= MOST:
             break
+        if isinstance(judged.prompt, Ensemble):  # by one verbalizer for their mean, with and without each
+            judged = await _among(assessor, judged, names)
         work = [_among(assessor, judged, [n for n in names if n != left]) for left in names]
         others = [_held_out(one) for one in await side_by_side(work)]
         name = suspect(_held_out(judged), dict(zip(names, others, strict=True)))
@@ -105,7 +108,7 @@ async def leave_out_suspects(assessor: Assessor, judged: Assessment) -> list[str
         texts = gain(_held_out(judged), others[names.index(name)])[0]
         why = f"without its answers the others' texts are read better, by {texts:.2f} nats a text"
         await leave_out(assessor, name, why)
-        judged = assessor.known[judged.prompt]
+        judged = assessor.known.get(judged.prompt, judged)
         found.append(name)
     return found
 
@@ -118,7 +121,11 @@ async def leave_out(assessor: Assessor, name: str, why: str) -> None:
     """
     assessor.parties.leave_out(name, why)
     names = [client.name for client in assessor.parties.clients]
-    kept = [judged for judged in assessor.known.values() if not judged.train.keys().isdisjoint(names)]
+    kept = [
+        judged
+        for judged in assessor.known.values()
+        if not isinstance(judged.prompt, Ensemble) and not judged.train.keys().isdisjoint(names)
+    ]  # prompts that answer together are chosen anew
     found = await side_by_side([_among(assessor, judged, names) for judged in kept])
     assessor.known = {judged.prompt: judged for judged in found}
     if assessor.centre is not None:

@@ -13,12 +13,13 @@ from fedbpt_api.federation.party import Party
 from fedbpt_api.federation.tally import Contestant, Tally
 from fedbpt_api.prompts.space import members_of
 from fedbpt_api.run.assess import Assessor
+from fedbpt_api.run.chosen import refit
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.result import TestReport
 from fedbpt_api.run.stats import report
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.task import Task
-from fedbpt_api.verbalizer import Verbalizer
+from fedbpt_api.verbalizer import Reading, Verbalizer
 
 
 async def compared(assessor: Assessor) -> list[Contestant]:
@@ -39,7 +40,7 @@ async def compared(assessor: Assessor) -> list[Contestant]:
         if settings.privacy.mode == "gaussian":  # its bias is known; nothing more may be asked
             return [Contestant(name, ids, words), Contestant(f"{name}+bias", ids, judged.verbalizer)]
         work: list[Coroutine[Any, Any, Any]] = [assessor.fit(ids, "bias", judged.train)]
-        work += [assessor.refit(judged)] if number == 1 and judged.dev_sums.n else []
+        work += [refit(assessor, judged)] if number == 1 and judged.dev_sums.n else []
         (bias, _), *refitted = await side_by_side(work)
         return [
             Contestant(name, ids, words),
@@ -53,7 +54,7 @@ async def compared(assessor: Assessor) -> list[Contestant]:
 
 
 def contestants_of(
-    assessor: Assessor, others: Sequence[Contestant], tuned: Verbalizer, bias: Verbalizer
+    assessor: Assessor, others: Sequence[Contestant], tuned: Reading, bias: Verbalizer
 ) -> list[Contestant]:
     """All rows of the test: those of `compared`, then the tuned prompt's.
 

@@ -23,6 +23,7 @@ from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run import present
 from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.assessment import Assessment
+from fedbpt_api.run.chosen import artefact, fallback, refit
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.enclosed import opener_of
 from fedbpt_api.run.ensemble import average_best, choose_ensemble
@@ -203,7 +204,7 @@ class Tuner:
         while suspected:
             found = await self._together(parties, assessor)
             testing = stopped != "cancelled" and any(client.n_test for client in parties.clients)
-            work: list[Coroutine[Any, Any, Any]] = [assessor.refit(found, "bias"), assessor.refit(found)]
+            work: list[Coroutine[Any, Any, Any]] = [fallback(assessor, found), refit(assessor, found)]
             work += [compared(assessor)] if testing else []
             # Who lied in what it was asked since the first time is found here, before the test.
             work = [leave_out_suspects(assessor, found), *work]
@@ -307,7 +308,7 @@ class Tuner:
     def _artefact(self, best: Assessment) -> TunedPrompt:
         assert self._assessor is not None
         space = self._searching.space.identity if self._searching and self._searching.space else {}
-        return self._assessor.artefact(best, space, self._fallback)
+        return artefact(self._assessor, best, space, self._fallback)
 
     def _save_best(self) -> None:
         if self._assessor is not None and self._assessor.known:

@@ -25,11 +25,7 @@ _AT_ONCE = 64  # texts that are tokenised at the same time, where a server does 
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """Several prompts that answer together: the mean of their log-probabilities, word by word.
-
-    That is the geometric mean of what they say, a product of experts (Hinton 2002) of equal weights. Each
-    text is asked once a member.
-    """
+    """Several prompts that answer together; each text is asked once a member (`verbalizer.committee`)."""
 
     members: tuple[Ids, ...]
 

@@ -5,6 +5,7 @@ the messages of `messages`; `regression` and `descent` are the numbers underneat
 """
 
 from fedbpt_api.verbalizer.client import ClientFit
+from fedbpt_api.verbalizer.committee import Committee, Reading
 from fedbpt_api.verbalizer.messages import WordSums, decode, encode
 from fedbpt_api.verbalizer.problem import FitError
 from fedbpt_api.verbalizer.server import Answering, FitReport, fit, fit_over_clients
@@ -14,9 +15,11 @@ from fedbpt_api.verbalizer.words import label_groups, merge_words, word_sums
 __all__ = [
     "Answering",
     "ClientFit",
+    "Committee",
     "FitError",
     "FitReport",
     "Kind",
+    "Reading",
     "Verbalizer",
     "WordSums",
     "decode",

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.verbalizer.committee import Reading, verbalizers_of
 from fedbpt_api.verbalizer.discriminant import square
 from fedbpt_api.verbalizer.messages import AskCross, AskMoments, AskSums, Begin, Cross, Message, Moments, Sums
 from fedbpt_api.verbalizer.verbalizer import LOWEST, Verbalizer
@@ -148,17 +149,19 @@ def _cross(asked: Asked, question: AskCross, answer: Cross) -> str:
     return ""
 
 
-def sums_problem(verbalizer: Verbalizer, n: int, loss: float, correct: int) -> str:
+def sums_problem(reading: Reading, n: int, loss: float, correct: int) -> str:
     """Why n texts cannot have this summed loss with so many of them read correctly; empty where they may.
 
     The label that is read is the most probable one: a text that is read correctly costs at most log C nats,
-    one that is not at least log 2, and no text more than the verbalizer's logits can lie apart.
+    one that is not at least log 2, and no text more than the verbalizer's logits can lie apart (of a
+    committee, the mean of what its members' can).
     """
     slack = _ROUNDING * max(n, 1)
     wrong = n - correct
     if loss < wrong * np.log(2) - slack:
         return f"{wrong} of {n} texts that are read wrongly cost more than {loss:g} nats"
-    most = correct * np.log(len(verbalizer.groups)) + wrong * _farthest(verbalizer)
+    farthest = float(np.mean([_farthest(verbalizer) for verbalizer in verbalizers_of(reading)]))
+    most = correct * np.log(len(reading.groups)) + wrong * farthest
     return f"{n} texts cannot cost {loss:g} nats" if loss > most * (1 + _ROUNDING) + slack else ""
 
 

@@ -107,6 +107,16 @@ def test_a_recipe_is_not_bent_by_the_configs_search(suite: Path) -> None:
     assert (settings.search.popsize, settings.search.iterations) == (4, 1)
 
 
+def test_what_one_method_sets_holds_for_no_other(suite: Path) -> None:
+    own = '[methods.biased]\nbase = "rounds"\nset = { "verbalizer.kind" = "bias" }\n\n[[grid]]'
+    suite.write_text(SUITE.replace("[[grid]]", own, 1), encoding="utf-8")
+    kinds = []
+    for method in ("biased", "short"):
+        settings, _ = prepared(load_suite(suite), Cell("toy", "one", method, 400, 1))
+        kinds.append(settings.verbalizer.kind)
+    assert kinds == ["bias", "weighted"]
+
+
 async def test_a_bench_goes_on_where_it_was_stopped_and_pays_for_nothing_twice(
     suite: Path, tmp_path: Path, toys: Toys
 ) -> None:

@@ -14,6 +14,7 @@ from fedbpt_api.prompts.tuned import TunedPrompt
 from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.task import Example
+from fedbpt_api.verbalizer.committee import alone
 from toy import IDS, LABEL_WORDS, PROMPT, TEMPLATE, ToyBackend, Toys, make_task
 from toy_runs import run_toy
 
@@ -32,7 +33,7 @@ async def test_calibration_divides_by_what_texts_without_content_get(toys: Toys,
         logprobs = (await toy.score([text.with_prompt(prompt)], words)).logprobs[0]
         shares.append(np.exp(logprobs) / np.exp(logprobs).sum())
     wanted = -np.log(np.mean(shares, axis=0))
-    found = TunedPrompt.load(tmp_path / "run").verbalizer
+    found = alone(TunedPrompt.load(tmp_path / "run").verbalizer)
     assert found.scale == 1.0 and not found.weights.any()
     np.testing.assert_allclose(np.diff(found.bias), np.diff(wanted), atol=1e-6)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from fedbpt_api.errors import RunFolderError
 from fedbpt_api.prompts.tuned import TunedPrompt, read_json, write_json
 from fedbpt_api.task import LabelWords, Template, template_problems
-from fedbpt_api.verbalizer import Verbalizer
+from fedbpt_api.verbalizer import Committee, Reading, Verbalizer
+from fedbpt_api.verbalizer.committee import label_logits
 
 WORDS = (11, 12, 13, 40, 41)
 GROUPS = ((0, 1), (2,))
@@ -37,7 +39,7 @@ def weighted() -> Verbalizer:
     )
 
 
-def tuned(verbalizer: Verbalizer) -> TunedPrompt:
+def tuned(verbalizer: Reading) -> TunedPrompt:
     return TunedPrompt(
         text='Décide: "good" or <bad>? 日本 \n',
         ids=(1, 2, 300, 49151),
@@ -56,7 +58,12 @@ VERBALIZERS = {
     "bias": Verbalizer.from_bias(WORDS, GROUPS, 0.3, np.array([1 / 3, -1 / 7])),
     "weighted": weighted(),
 }
+JOINED = replace(
+    tuned(Committee((weighted(), VERBALIZERS["bias"], VERBALIZERS["words"]))),
+    joined=(("", ()), ("Mood? ", (5, 6))),
+)
 PLAIN: dict[str, Any] = orjson.loads(orjson.dumps(tuned(weighted()).to_dict()))
+TOGETHER: dict[str, Any] = orjson.loads(orjson.dumps(JOINED.to_dict()))
 
 
 @pytest.mark.parametrize("kind", VERBALIZERS)
@@ -67,6 +74,28 @@ def test_a_prompt_comes_back_to_the_last_bit(tmp_path: Path, kind: str) -> None:
     assert TunedPrompt.load(tmp_path) == prompt
     assert TunedPrompt.load(str(tmp_path)) == prompt
     assert [path.name for path in tmp_path.iterdir()] == ["prompt.json"]
+
+
+def test_joined_prompts_come_back_each_with_its_verbalizer(tmp_path: Path) -> None:
+    JOINED.save(tmp_path / "prompt.json")
+    assert TunedPrompt.load(tmp_path) == JOINED
+    data = JOINED.to_dict()
+    assert data["format"] == 3
+    assert [part["verbalizer"]["kind"] for part in (data, *data["joined"])] == ["weighted", "bias", "words"]
+    del data["joined"][1]["verbalizer"]
+    with pytest.raises(RunFolderError, match="joined prompts do not fit"):
+        TunedPrompt.from_dict(data)
+    data["joined"] = data["joined"][:1]
+    data["joined"][0]["verbalizer"] = data["verbalizer"] | {"words": [1, 2, 3, 4, 5]}
+    with pytest.raises(RunFolderError, match="same words"):
+        TunedPrompt.from_dict(data)
+
+
+def test_joined_prompts_of_an_earlier_version_have_one_verbalizer(tmp_path: Path) -> None:
+    old = replace(JOINED, verbalizer=weighted())
+    data = old.to_dict()
+    assert data["format"] == 2 and all(set(part) == {"text", "ids"} for part in data["joined"])
+    assert TunedPrompt.from_dict(orjson.loads(orjson.dumps(data))) == old
 
 
 @given(
@@ -126,7 +155,7 @@ def test_a_file_that_is_far_too_large_is_not_even_read(tmp_path: Path) -> None:
 
 
 def test_another_format_is_named(tmp_path: Path) -> None:
-    for number in (3, "1", None, [1]):
+    for number in (4, "1", None, [1]):
         path = tmp_path / "prompt.json"
         write_json(path, PLAIN | {"format": number})
         refused(path, "format")
@@ -169,7 +198,7 @@ def places(data: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str
 @st.composite
 def damaged(draw: st.DrawFn) -> Any:
     """A prompt file's content with one to three places lost, replaced, repeated or swapped."""
-    data: Any = copy.deepcopy(PLAIN)
+    data: Any = copy.deepcopy(draw(st.sampled_from([PLAIN, TOGETHER])))
     for _ in range(draw(st.integers(1, 3))):
         *way, last = draw(st.sampled_from(sorted(places(data), key=repr)))
         inner = data
@@ -226,8 +255,12 @@ def test_what_is_accepted_can_be_used(tmp_path: Path, data: Any) -> None:
     assert {"kind", "name", "fingerprint"} <= set(prompt.model)
     assert all(math.isfinite(score) for score in prompt.scores.values())
     with np.errstate(all="ignore"):  # weights may be as large as a float can be
-        shares = prompt.verbalizer.probabilities(np.zeros((1, len(prompt.verbalizer.words))))
-    assert shares.shape == (1, len(labels.labels))
+        answer = (
+            np.zeros((1, len(prompt.verbalizer.words))),
+            np.ones((1, len(prompt.verbalizer.words)), bool),
+        )
+        logits = label_logits(prompt.verbalizer, [answer] * (1 + len(prompt.joined)))
+    assert logits.shape == (1, len(labels.labels))
     assert TunedPrompt.from_dict(orjson.loads(orjson.dumps(prompt.to_dict()))) == prompt
 
 

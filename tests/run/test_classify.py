@@ -19,6 +19,7 @@ from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.backend import Prompt, Scores
 from fedbpt_api.task import Example, LabelWords
 from fedbpt_api.verbalizer import Verbalizer
+from fedbpt_api.verbalizer.committee import alone
 from toy import ALIKE, IDS, TEXTS, ToyBackend, Toys, make_examples, make_task
 from toy_clients import Listing
 from toy_runs import make_settings
@@ -174,9 +175,8 @@ async def test_with_another_vocabulary_the_prompt_goes_as_text(
 async def test_where_not_all_words_come_back_label_words_and_bias_do(
     toys: Toys, tuned: tuple[RunResult, TunedPrompt]
 ) -> None:
-    weighted = replace(
-        tuned[1].verbalizer, kind="weighted", weights=np.full_like(tuned[1].verbalizer.weights, 0.5)
-    )
+    fitted = alone(tuned[1].verbalizer)
+    weighted = replace(fitted, kind="weighted", weights=np.full_like(fitted.weights, 0.5))
     prompt = replace(tuned[1], verbalizer=weighted)
     assert prompt.fallback is not None
     rows = make_examples(40, 52)
@@ -194,8 +194,9 @@ async def test_where_not_all_words_come_back_label_words_and_bias_do(
 async def test_weights_fitted_on_short_lists_are_used_on_that_server_and_on_no_other(
     toys: Toys, tuned: tuple[RunResult, TunedPrompt]
 ) -> None:
-    words = tuple(range(300, 300 + len(tuned[1].verbalizer.words) - 2))
-    plain = replace(tuned[1].verbalizer, words=(*tuned[1].verbalizer.words[:2], *words), kind="weighted")
+    fitted = alone(tuned[1].verbalizer)
+    words = tuple(range(300, 300 + len(fitted.words) - 2))
+    plain = replace(fitted, words=(*fitted.words[:2], *words), kind="weighted")
     weighted = replace(plain, weights=np.linspace(-0.5, 0.5, plain.weights.size).reshape(2, -1), margin=0.5)
     texts = tuple([await ToyBackend().detokenize([word]) for word in weighted.words])
     prompt = replace(tuned[1], verbalizer=weighted, word_texts=texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from fedbpt_api.scoring.budget import Budget
 from fedbpt_api.scoring.encode import Encoder, Ensemble
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import Example
-from fedbpt_api.verbalizer import Verbalizer
+from fedbpt_api.verbalizer import Committee, Verbalizer, fit
 from toy import IDS, LABEL_WORDS, TEMPLATE, ToyBackend, Toys, make_task
 from toy_clients import make_client
 from toy_runs import fedbpt, run_toy, scored
@@ -120,7 +121,7 @@ async def test_on_a_noisy_server_too_it_is_chosen_without_a_call(
 async def test_its_file_comes_back_and_classifies_as_the_run_did(rough: Toys, tmp_path: Path) -> None:
     prompt, _, seed = await _run(tmp_path)
     assert TunedPrompt.from_dict(prompt.to_dict()) == prompt
-    assert prompt.to_dict()["format"] == 2
+    assert prompt.to_dict()["format"] == 3
     task = make_task(seed=seed)
     rows = [row for client in task.clients for row in client.test]
     async with await Classifier.open(prompt) as classifier:
@@ -130,6 +131,65 @@ async def test_its_file_comes_back_and_classifies_as_the_run_did(rough: Toys, tm
     assert result.test is not None
     tuned = next(row for row in result.test.rows if row.method == "tuned")
     assert report.rows[0].confusion == tuned.confusion
+
+
+async def test_each_member_has_a_verbalizer_fitted_on_all_texts_as_it_reads_them(
+    rough: Toys, tmp_path: Path
+) -> None:
+    prompt, _, seed = await _run(tmp_path)
+    assert isinstance(prompt.verbalizer, Committee)
+    task = make_task(seed=seed)
+    examples = [e for client in task.clients for e in (*client.train, *client.dev)]
+    labels = np.array([LABEL_WORDS.labels.index(str(e.label)) for e in examples])
+    scorer = Scorer(rough["toy"], Budget())
+    scorer.use_words(prompt.verbalizer.words)
+    texts = await Encoder(rough["toy"], TEMPLATE, LABEL_WORDS).texts(examples)
+    members = [prompt.ids, *(ids for _, ids in prompt.joined)]
+    for ids, found in zip(members, prompt.verbalizer.members, strict=True):
+        rows = await scorer.score(ids, texts)
+        alone, _ = fit(rows, labels, found.words, found.groups)
+        np.testing.assert_allclose(found.logits(rows), alone.logits(rows), atol=1e-4)
+
+
+async def test_on_another_server_its_members_are_read_as_far_as_that_answers(
+    rough: Toys, tmp_path: Path
+) -> None:
+    prompt, _, seed = await _run(tmp_path)
+    assert isinstance(prompt.verbalizer, Committee) and prompt.fallback is not None
+    rows = [row for client in make_task(seed=seed).clients for row in client.test]
+    rough.opened["short"] = ToyBackend(complete=False)
+    rough["short"].ripple = 1.5
+    async with await Classifier.open(replace(prompt, verbalizer=prompt.fallback)) as bias:
+        expected = await bias.classify(rows)
+    async with await Classifier.open(prompt, "toy", name="short") as short:
+        for ours, theirs in zip(await short.classify(rows), expected, strict=True):
+            assert ours.probabilities == pytest.approx(theirs.probabilities)
+        assert any("their bias" in warning for warning in short.warnings)
+    biases = Committee(tuple(replace(v, kind="bias") for v in prompt.verbalizer.members))
+    async with await Classifier.open(replace(prompt, verbalizer=biases)) as same:
+        expected = await same.classify(rows)
+    async with await Classifier.open(replace(prompt, verbalizer=biases), "toy", name="short") as short:
+        for ours, theirs in zip(await short.classify(rows), expected, strict=True):
+            assert ours.probabilities == pytest.approx(theirs.probabilities)
+
+
+async def test_a_file_of_an_earlier_version_is_read_by_the_mean_of_its_members(
+    rough: Toys, tmp_path: Path
+) -> None:
+    prompt, _, seed = await _run(tmp_path)
+    assert isinstance(prompt.verbalizer, Committee)
+    old = replace(prompt, verbalizer=prompt.verbalizer.members[0])
+    assert old.to_dict()["format"] == 2
+    rows = [row for client in make_task(seed=seed).clients for row in client.test]
+    scorer = Scorer(rough["toy"], Budget())
+    scorer.use_words(prompt.verbalizer.words)
+    texts = await Encoder(rough["toy"], TEMPLATE, LABEL_WORDS).texts(rows)
+    members = [prompt.ids, *(ids for _, ids in prompt.joined)]
+    mean = np.mean([await scorer.score(ids, texts) for ids in members], axis=0)
+    async with await Classifier.open(TunedPrompt.from_dict(old.to_dict())) as classifier:
+        said = await classifier.classify(rows)
+    found = [list(answer.probabilities.values()) for answer in said]
+    np.testing.assert_allclose(found, prompt.verbalizer.members[0].probabilities(mean), atol=1e-6)
 
 
 async def test_an_ensemble_is_replayed(rough: Toys, tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from fedbpt_api.errors import FedbptError, QuotaError
 from fedbpt_api.scoring.backend import Floats
-from fedbpt_api.verbalizer import ClientFit, FitError, Verbalizer, decode, encode, fit_over_clients
+from fedbpt_api.scoring.losses import cross_entropy
+from fedbpt_api.verbalizer import ClientFit, Committee, FitError, Verbalizer, decode, encode, fit_over_clients
 from fedbpt_api.verbalizer.checks import sums_problem
+from fedbpt_api.verbalizer.committee import label_logits
 from fedbpt_api.verbalizer.discriminant import square
 from fedbpt_api.verbalizer.messages import Cross, Message, Moments, Sums
 
@@ -121,6 +123,13 @@ async def test_what_texts_cost_is_never_refused(seed: int, n: int, spread: float
     loss = float(verbalizer.losses(rows, labels).sum())
     correct = int((verbalizer.logits(rows).argmax(axis=1) == labels).sum())
     assert sums_problem(verbalizer, n, loss, correct) == ""
+    committee = Committee(
+        (verbalizer, Verbalizer.from_bias(range(12), GROUPS, 3.0, np.array([9.0, -9.0, 0.0])))
+    )
+    answers = [(rows, np.ones(rows.shape, dtype=bool)), (rows[::-1], np.ones(rows.shape, dtype=bool))]
+    logits = label_logits(committee, answers)
+    correct = int((logits.argmax(axis=1) == labels).sum())
+    assert sums_problem(committee, n, float(cross_entropy(logits, labels).sum()), correct) == ""
 
 
 @pytest.mark.parametrize(
