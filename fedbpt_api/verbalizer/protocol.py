@@ -6,9 +6,8 @@
    by side, by Newton's method: sums of losses, gradients and curvature, a few exchanges.
 3. At the optima, each text's loss under the models without it (`regression.left_out`): one exchange, in which
    the last step is seen to have been the last. Discriminants that are not trusted drop out.
-4. Scale and bias, unless the best candidate is clearly better: by two standard errors (of the difference on
-   the same texts). Then the strongest shrinkage within half a standard error of the best. It is written as
-   weights of words.
+4. The simplest candidate within half a standard error of the best (of the difference on the same texts): scale
+   and bias, then the strongest shrinkage. It is written as weights of words.
 
 Nothing here knows how messages travel: `protocol` is a generator of messages that is sent the answers.
 """
@@ -38,8 +37,7 @@ _LABELS = 28  # most labels whose means 256 kB allow
 _TRUST = 0.7  # in discriminants, at the start: usual values are 0.4 to 1.6
 _STEPS = 16  # most of Newton's
 _NEAR = 1e-7  # nats a text; a step that promises less is the last
-_CLEAR = 2.0  # standard errors by which discriminants must be better than none
-_CLOSE = 0.5  # standard errors within which the strongest shrinkage is taken
+_CLOSE = 0.5  # standard errors of the best within which the simplest is taken; see docs/search.md
 
 Answer = TypeVar("Answer", Moments, Sums, Cross)
 
@@ -255,9 +253,7 @@ def _choice(means: Floats, products: Floats, n: int, taken: list[int]) -> int:
     best = places[means[places].argmin()]
     squares = np.diag(products) + products[best, best] - 2 * products[best]
     errors = np.sqrt(np.maximum(squares - (means - means[best]) ** 2, 0.0) / n)
-    if min(means[0] - _CLEAR * errors[0], means[1] - _CLEAR * errors[1]) <= means[best]:
-        return 0
-    return int(next(k for k in places[1:] if means[k] <= means[best] + _CLOSE * errors[k])) - 1
+    return int(next(k for k in places if means[k] <= means[best] + _CLOSE * errors[k])) - 1
 
 
 def _written(plain: Verbalizer, problem: _Problem, candidate: _Candidate, theta: Floats) -> Verbalizer:
