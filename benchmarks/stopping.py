@@ -6,33 +6,30 @@
 and chooses three as a run does: their accuracy on all texts outside the split, their loss on the development
 texts that chose them, and the loss of three that were chosen on one half of these, on the other half.
 
-The second plays the rule. After every fourth prompt from the eighth on, with l_p the prompts' losses on the
-development texts: their variance v = var l_p has a part that is the luck of n texts, w = mean_p var_i (l_pi -
-mean_p l_pi) / n. What more prompts are expected to gain, were all normal, is (e_K - e_k) (v - w) / sqrt v,
-with e_k the expected greatest of k standard normals and K what the budget allows. The run stops where that
-is less than a limit, with v as estimated or a standard error greater.
+The second plays the rule of `search.min_gain` (`fedbpt_api/search/stopping.py`) from the eighth prompt on,
+for a budget of 80 prompts.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 from pool import Places, Pool, nearest
-from scipy import integrate, special, stats
 
+from fedbpt_api.run.assessment import SPREAD
 from fedbpt_api.scoring.backend import Floats
+from fedbpt_api.search.stopping import expected_gain
 from fedbpt_api.verbalizer.verbalizer import log_sum
 
 CANDIDATES = (3, 6, 12, 24, 33)
 ORDERS = 10
 HALVES = 4
 BUDGET = 80  # prompts that a run judges
-FIRST, EACH = 8, 4
-LIMITS = (0.005, 0.01, 0.015, 0.02)  # nats
+FIRST = 8
+LIMITS = (0.005, 0.01, 0.015, 0.02, 0.03)  # nats
 
 
 def main(pool: Annotated[Path, typer.Argument(help="What pool.py's `score` wrote.")]) -> None:
@@ -53,13 +50,11 @@ def main(pool: Annotated[Path, typer.Argument(help="What pool.py's `score` wrote
         print(f"  {k:3}: {accuracy:.3f}  {own:.3f}  {crossed:.3f}")
     whole = [split.accuracy(order) for split, order in orders]
     print(f"all {len(ones)}: {np.mean(whole):.3f}; with the rule (prompts judged, accuracy, difference):")
-    for errors in (0, 1):
-        for limit in LIMITS:
-            ends = [split.end(order, limit, errors) for split, order in orders]
-            accuracies = [split.accuracy(order[:k]) for k, (split, order) in zip(ends, orders, strict=True)]
-            lost = np.mean(accuracies) - np.mean(whole)
-            said = f"{np.mean(ends):4.1f}  {np.mean(accuracies):.3f}  {lost:+.3f}"
-            print(f"  {limit:5} nats, {errors} standard errors: {said}")
+    for limit in LIMITS:
+        ends = [split.end(order, limit) for split, order in orders]
+        accuracies = [split.accuracy(order[:k]) for k, (split, order) in zip(ends, orders, strict=True)]
+        lost = np.mean(accuracies) - np.mean(whole)
+        print(f"  {limit:5} nats: {np.mean(ends):4.1f}  {np.mean(accuracies):.3f}  {lost:+.3f}")
 
 
 class Split:
@@ -97,10 +92,11 @@ class Split:
             self.known[members] = self.pool.accuracy(members, self.own, self.others)
         return self.known[members]
 
-    def end(self, order: Places, limit: float, errors: float) -> int:
+    def end(self, order: Places, limit: float) -> int:
         """Prompts that are judged until more of them promise less than `limit` nats."""
-        for k in range(FIRST, len(order), EACH):
-            if expected_gain(self.losses[order[:k]], errors) < limit:
+        losses = self.losses.mean(axis=1)
+        for k in range(FIRST, len(order)):
+            if expected_gain(losses[order[:k]], len(self.labels), BUDGET - k, SPREAD) < limit:
                 return k
         return len(order)
 
@@ -109,25 +105,6 @@ def nats(logits: Floats, labels: Places) -> Floats:
     """Losses [..., n] of texts with these labels, from logits [..., n, C]."""
     each = logits - log_sum(logits)
     return np.asarray(-each[..., np.arange(len(labels)), labels])
-
-
-def expected_gain(losses: Floats, errors: float) -> float:
-    """Nats by which the best of `BUDGET` prompts is expected to beat the best of these, losses [k, n]."""
-    k, n = losses.shape
-    spread = float(losses.mean(axis=1).var(ddof=1))
-    luck = float((losses - losses.mean(axis=0)).var(axis=1, ddof=1).mean()) / n * k / (k - 1)
-    real = max(0.0, spread * (1 + errors * np.sqrt(2 / (k - 1))) - luck)
-    return (greatest(BUDGET) - greatest(k)) * real / np.sqrt(spread) if spread > 0 else 0.0
-
-
-@lru_cache
-def greatest(k: int) -> float:
-    """Expected greatest of k standard normals."""
-
-    def density(x: float) -> float:
-        return float(x * k * stats.norm.pdf(x) * special.ndtr(x) ** (k - 1))
-
-    return float(integrate.quad(density, -8, 8)[0])
 
 
 if __name__ == "__main__":

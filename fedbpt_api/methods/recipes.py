@@ -61,7 +61,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
             "prompts with examples that the model writes, CMA-ES around the best; a few answer together",
             "this project, docs/search.md",
             {
-                "search": _search("rounds", draws=240, opening=0.75, choice="committee", ensemble=3),
+                "search": _search("rounds", opening=0.75, choice="committee", ensemble=3),
                 "verbalizer": _WEIGHTED,
             },
         ),

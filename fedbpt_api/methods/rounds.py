@@ -19,7 +19,7 @@ from fedbpt_api.methods.searching import Searching, Stop
 from fedbpt_api.prompts.space import PromptSpace
 from fedbpt_api.run.assessment import Assessment
 from fedbpt_api.run.config import FederationSettings
-from fedbpt_api.run.origins import choose_origin
+from fedbpt_api.run.origins import choose_origin, settled
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.verbalizer.committee import alone
@@ -32,6 +32,8 @@ async def search(run: Searching) -> Stop:
     run.phase("starting prompts")
     centre, space = await choose_origin(run.assessor, await run.codebook())
     run.note(run.begun, centre, None, run.settings.search.sigma)
+    if settled(run.assessor):
+        return "settled"
     return await around(run, centre, space)
 
 

@@ -18,7 +18,7 @@ from fedbpt_api.run.parties import Parties
 from fedbpt_api.scoring.scorer import Stopped
 from fedbpt_api.task import Task
 
-Stop = Literal["budget", "rounds", "cap", "cancelled"]
+Stop = Literal["budget", "rounds", "settled", "cap", "cancelled"]
 
 
 class Note(Protocol):

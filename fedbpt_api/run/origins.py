@@ -28,10 +28,10 @@ from fedbpt_api.prompts.codebook import (
     words_after,
 )
 from fedbpt_api.prompts.soft import SoftSpace
-from fedbpt_api.prompts.space import Asked, Ids, PromptSpace
+from fedbpt_api.prompts.space import Asked, Ensemble, Ids, PromptSpace
 from fedbpt_api.prompts.written import Job, Line
 from fedbpt_api.run.assess import START, Assessor
-from fedbpt_api.run.assessment import Assessment
+from fedbpt_api.run.assessment import SPREAD, Assessment
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.events import Noted
 from fedbpt_api.run.padding import blocks_of, settle_padding
@@ -39,12 +39,14 @@ from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.suspects import leave_out_suspects
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import Encoder
+from fedbpt_api.search.stopping import expected_gain
 from fedbpt_api.task import Example
 from fedbpt_api.verbalizer.committee import alone
 
-_MOST = 240  # draws of made-up examples
+_STRIDE = 240  # between the numbers of draws of which one is taken, for the blocks of a cache
 _WAVE = 32  # of them judged side by side, where parties are behind a network
 _FITTING = 8  # of which one is taken, for the blocks of a cache
+_FEWEST = 8  # prompts that are judged before the search may end for want of gain
 MADE_UP = "made-up examples"
 _ORDER = 3  # keys the draw of an order
 _WRITING = 0.1  # of the scored examples that writing lines may take
@@ -106,7 +108,7 @@ async def _made_up(assessor: Assessor, codebook: Codebook) -> dict[Asked, Codebo
         draw = 0
         while True:
             begun, wave = draw, dict[Asked, CodebookSpace]()
-            while draw < _MOST and len(wave) < (_WAVE if assessor.parties.apart else 1):
+            while draw < settings.search.draws and len(wave) < (_WAVE if assessor.parties.apart else 1):
                 if not (assessor.affords(len(wave) + 1, share) or (forced and draw == 0)):
                     break
                 space = await _drawn(assessor, codebook, shown, lines, draw)
@@ -118,9 +120,24 @@ async def _made_up(assessor: Assessor, codebook: Codebook) -> dict[Asked, Codebo
                 break
             spaces |= wave
             await assessor.assess_all([(ids, None, MADE_UP) for ids in wave])
+            if settled(assessor):
+                break
     except BudgetSpent:
         pass  # what was judged until then is in the race
     return {ids: space for ids, space in spaces.items() if ids in assessor.known}
+
+
+def settled(assessor: Assessor) -> bool:
+    """Whether all prompts that the budget still allows are expected to gain less than `search.min_gain`."""
+    least, parties = assessor.settings.search.min_gain, assessor.parties
+    judged = [a for a in assessor.known.values() if a.dev_sums.n and not isinstance(a.prompt, Ensemble)]
+    n = max((a.dev_sums.n for a in judged), default=0)
+    losses = np.array([a.dev_sums.mean_loss for a in judged if a.dev_sums.n == n])
+    if not least or assessor.made_up or len(losses) < _FEWEST:
+        return False
+    limit, more = parties.budget.limits.scored, assessor.settings.search.draws
+    left = more if limit is None else (limit - parties.budget.spent.scored) // assessor.cost
+    return expected_gain(losses, n, max(0, min(left, more)), SPREAD) < least
 
 
 async def _drawn(
@@ -146,7 +163,7 @@ async def _drawn(
             *arranged(number),
             settings.search.positions,
         )
-        for number in range(draw, _MOST * (_FITTING if blocks else 1), _MOST)
+        for number in range(draw, draw + _STRIDE * (_FITTING if blocks else 1), _STRIDE)
     ]
     if blocks is None:
         return spaces[0]

@@ -31,6 +31,7 @@ _RIVALS = {
 }
 _STOPPED = {
     "budget": "The search ended when its budget was spent.",
+    "settled": "The search ended before its budget: more prompts were expected to gain next to nothing.",
     "rounds": "The search did all that was asked of it before its budget was spent.",
     "cap": "The search ended at its cap on rounds, before its budget was spent.",
     "cancelled": "The search was cancelled; this is the best prompt up to then.",

@@ -207,7 +207,7 @@ class RunResult:
         folder: The run folder, None for a run that keeps nothing on disk.
         prompt: The tuned prompt.
         start: The user's starting prompt.
-        stopped: Why the search ended: "budget", "rounds", "cap" or "cancelled".
+        stopped: Why the search ended: "budget", "rounds", "settled" (no gain expected), "cap" or "cancelled".
         rounds: Every round.
         spent: Client name to counts: "scored", "duplicates", "stored" (found in the shared store),
             "prompt_tokens", "cached_tokens", "requests", "money" where the price is known, and

@@ -148,6 +148,8 @@ class SearchSettings(Section):
         loss: What a client minimises.
         margin: Margin of the hinge loss.
         perturb: Share of the text's tokens that equation 7 of the FedBPT paper perturbs; 0 is off.
+        min_gain: The search ends once all prompts that the budget still allows are expected to lower the loss
+            of the development texts by less, in nats a text; 0: it goes on to its budget.
         rounds: Most rounds; without it the budget alone ends the run.
         proposals: Clients whose best candidate is assessed in a round beside the merged mean, in turn.
         minibatch: Training texts that a generation is scored on; all of them without it. Parties behind a
@@ -163,7 +165,7 @@ class SearchSettings(Section):
     )
     space: Literal["codebook", "soft"] = "codebook"
     form: Literal["auto", "words", "demonstrations"] = "auto"
-    draws: Positive = 48
+    draws: Positive = 240
     opening: Share = 0.5
     positions: Positive = 4
     coordinates: Positive = 4
@@ -175,6 +177,7 @@ class SearchSettings(Section):
     loss: Literal["cross-entropy", "hinge", "accuracy"] = "cross-entropy"
     margin: PositiveFloat = 2.0
     perturb: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    min_gain: Annotated[float, Field(ge=0)] = 0.0
     rounds: Positive | None = None
     minibatch: Positive | None = None
     proposals: Annotated[int, Field(ge=0)] = 1

@@ -6,8 +6,8 @@
    by side, by Newton's method: sums of losses, gradients and curvature, a few exchanges.
 3. At the optima, each text's loss under the models without it (`regression.left_out`): one exchange, in which
    the last step is seen to have been the last. Discriminants that are not trusted drop out.
-4. The simplest candidate within half a standard error of the best (of the difference on the same texts): scale
-   and bias, then the strongest shrinkage. It is written as weights of words.
+4. The simplest candidate within half a standard error of the best (of the difference on the same texts):
+   scale and bias, then the strongest shrinkage. It is written as weights of words.
 
 Nothing here knows how messages travel: `protocol` is a generator of messages that is sent the answers.
 """
