@@ -20,7 +20,7 @@ from fedbpt_api.verbalizer import Reading, Verbalizer
 from fedbpt_api.verbalizer.committee import together, verbalizers_of
 
 FORMAT = 3
-_MEAN = 2  # joined prompts whose mean is read by one verbalizer, as earlier versions did
+_MEAN = 2  # joined prompts whose mean is read by one verbalizer: with noise, and in earlier versions
 _SINGLE = 1  # what is written without joined prompts, so that earlier versions can read it
 _JOINED = "\n--- and ---\n"
 _EMPTY = "(no prompt)"
@@ -39,7 +39,7 @@ class TunedPrompt:
         word_texts: The T named tokens as text, label words first; the whole of a word that has a number
             below 0 (-1 - i for the i-th), because it begins as others do.
         verbalizer: From their log-probabilities to label probabilities; a committee of one for each prompt,
-            where prompts are joined (one for their mean in files of earlier versions).
+            where prompts are joined (one for their mean with noise, and in files of earlier versions).
         model: Kind, name and fingerprint of the backend it was tuned on.
         space: Identity of the prompt space (codebook, positions), or empty for a prompt given by hand.
         scores: What it reached, such as {"dev_loss": 0.71, "dev_accuracy": 0.7}.
@@ -122,7 +122,8 @@ class TunedPrompt:
         try:
             labels = data["labels"]
             joined = data.get("joined", ())
-            readers = [data["verbalizer"], *(part["verbalizer"] for part in joined if "verbalizer" in part)]
+            several = joined if data["format"] == FORMAT else ()
+            readers = [data["verbalizer"], *(part["verbalizer"] for part in several)]
             prompt = cls(
                 text=str(data["prompt"]["text"]),
                 ids=tuple(int(i) for i in data["prompt"]["ids"]),

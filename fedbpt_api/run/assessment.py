@@ -27,7 +27,7 @@ class Assessment:
         text: The prompt as text; of a continuous one, the text that its vectors started from.
         verbalizer: Fitted on the training texts of all clients that answered; of several prompts a committee.
         train: For each client the cross-entropy of its training texts, held out by cross-validation; of
-            several prompts as one verbalizer for their mean reads them, which is no better than a committee.
+            several prompts as one verbalizer for their mean reads them, hardly ever better than a committee.
         dev: For each client the sums over its development texts; empty where the training texts alone
             ruled the prompt out.
         floor: `train` of the centre that the prompt was searched from; empty where it was not.

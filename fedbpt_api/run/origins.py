@@ -10,6 +10,7 @@ All of them are assessed; they stay in the race to the end, and the best is the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
@@ -129,15 +130,19 @@ async def _made_up(assessor: Assessor, codebook: Codebook) -> dict[Asked, Codebo
 
 def settled(assessor: Assessor) -> bool:
     """Whether all prompts that the budget still allows are expected to gain less than `search.min_gain`."""
-    least, parties = assessor.settings.search.min_gain, assessor.parties
-    judged = [a for a in assessor.known.values() if a.dev_sums.n and not isinstance(a.prompt, Ensemble)]
-    n = max((a.dev_sums.n for a in judged), default=0)
-    losses = np.array([a.dev_sums.mean_loss for a in judged if a.dev_sums.n == n])
-    if not least or assessor.made_up or len(losses) < _FEWEST:
+    search, parties = assessor.settings.search, assessor.parties
+    words = search.algorithm == "rounds" and search.space == "codebook" and search.choice == "committee"
+    if not search.min_gain or not words or assessor.made_up:
         return False
-    limit, more = parties.budget.limits.scored, assessor.settings.search.draws
+    judged = [a for a in assessor.known.values() if a.dev_sums.n and not isinstance(a.prompt, Ensemble)]
+    texts = Counter(a.dev_sums.n for a in judged)  # fewer once a party has dropped out
+    n, count = max(texts.items(), key=lambda pair: pair[1], default=(0, 0))
+    limit, more = parties.budget.limits.scored, search.draws
     left = more if limit is None else (limit - parties.budget.spent.scored) // assessor.cost
-    return expected_gain(losses, n, max(0, min(left, more)), SPREAD) < least
+    if count < _FEWEST or left < 1:
+        return False
+    losses = np.array([a.dev_sums.mean_loss for a in judged if a.dev_sums.n == n])
+    return expected_gain(losses, n, min(left, more), SPREAD) < search.min_gain
 
 
 async def _drawn(

@@ -148,8 +148,9 @@ class SearchSettings(Section):
         loss: What a client minimises.
         margin: Margin of the hinge loss.
         perturb: Share of the text's tokens that equation 7 of the FedBPT paper perturbs; 0 is off.
-        min_gain: The search ends once all prompts that the budget still allows are expected to lower the loss
-            of the development texts by less, in nats a text; 0: it goes on to its budget.
+        min_gain: A search for a committee of prompts in words ends among its prompts with examples, once all
+            that the budget still allows are expected to lower the loss of the development texts by less, in
+            nats a text; 0: it goes on to its budget. Behind a network it is asked after every 32 prompts.
         rounds: Most rounds; without it the budget alone ends the run.
         proposals: Clients whose best candidate is assessed in a round beside the merged mean, in turn.
         minibatch: Training texts that a generation is scored on; all of them without it. Parties behind a

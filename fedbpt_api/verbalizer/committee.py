@@ -96,7 +96,7 @@ def label_logits(reading: Reading, answers: Sequence[tuple[Floats, Bools]]) -> F
     """Unnormalised label log-probabilities of n texts, from what each of M prompts answered.
 
     A committee reads each prompt by the prompt's own verbalizer; a single verbalizer reads the mean of all
-    prompts' log-probabilities, as earlier versions did.
+    prompts' log-probabilities, as with noise, on servers that lack words, and in earlier versions.
 
     Args:
         reading: A committee of M, or a verbalizer.

@@ -113,6 +113,17 @@ async def test_a_search_of_which_no_gain_is_expected_ends_before_its_budget(
     assert (await replay(tmp_path / "run", make_task())).differences == ()
 
 
+@pytest.mark.parametrize("changes", [{"search.choice": "held-out"}, {"search.algorithm": "random"}])
+async def test_an_early_end_is_for_committees_of_the_rounds_alone(toys: Toys, changes: Values) -> None:
+    result, _ = await run(toys, None, SETTLED | {"search.min_gain": 5.0} | changes)
+    assert result.stopped == "budget"
+
+
+async def test_no_more_prompts_with_examples_are_drawn_than_asked_for(toys: Toys) -> None:
+    _, judged = await run(toys, None, EXAMPLES | {"search.draws": 3})
+    assert 1 <= len(shown(judged)) <= 3
+
+
 async def test_a_search_that_is_expected_to_gain_goes_on(toys: Toys) -> None:
     whole, _ = await run(toys, None, SETTLED)
     same, _ = await run(toys, None, SETTLED | {"search.min_gain": 1e-12})
