@@ -149,7 +149,6 @@ class Pool:
     sizes: npt.NDArray[np.int_]
     words: list[int]
     groups: list[list[int]]
-    known: dict[tuple[int, int], Floats] = field(default_factory=dict)
     read: dict[tuple[int, bytes], Floats] = field(default_factory=dict)
 
     @classmethod
@@ -169,11 +168,7 @@ class Pool:
 
     def logits(self, member: int, split: int) -> Floats:
         """Logits [N, C] of all texts, fitted as a run does while it judges: on a split's training texts."""
-        if (member, split) not in self.known:
-            rows, own = self.logprobs[member], (self.parts == split) & self.trained
-            verbalizer, _ = fit(rows[own], self.labels[own], self.words, self.groups)
-            self.known[member, split] = verbalizer.logits(rows)
-        return self.known[member, split]
+        return self.fitted(member, np.flatnonzero((self.parts == split) & self.trained))
 
     def reading(self, members: Sequence[int], split: int, kind: Kind) -> tuple[float, float]:
         """Cross-validated loss on a split's texts, and accuracy on the development rows."""
