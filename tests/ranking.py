@@ -16,14 +16,17 @@ Messages = Sequence[dict[str, str]]
 Templated = Callable[[str | Messages], Awaitable[Sequence[int]]]
 
 
-async def ranks_as_native(openai: Backend, native: Backend, api: str, templated: Templated) -> int:
-    """Assert that `openai` ranks 50 prompts as `native` does, but its noise aside; how many had no bound.
+async def ranks_as_native(
+    openai: Backend, native: Backend, api: str, templated: Templated, noise: float
+) -> int:
+    """Assert that `openai` ranks 50 prompts as `native` does, but for noise; how many had no bound.
 
     Args:
         openai: One of OpenAI's routes.
         native: The same server by token ids.
         api: "completions" or "chat".
         templated: Token ids that the server makes of a text, or of a chat whose answer is begun.
+        noise: Nats (one standard deviation) by which an answer may move between two routes.
     """
     texts = [
         f"Is the mood positive, neutral or negative?\n{e.text}\nMood:" for e in make_examples(50, seed=5)
@@ -38,18 +41,17 @@ async def ranks_as_native(openai: Backend, native: Backend, api: str, templated:
     variants = [await _variants(native, word, api) for word in WORDS]
     ends = np.cumsum([0, *map(len, variants)])
 
-    async def answers(asked: Sequence[Prompt]) -> np.ndarray:
-        found = (await native.score(asked, [i for ids in variants for i in ids])).logprobs
-        return np.stack([np.logaddexp.reduce(found[:, a:b], axis=1) for a, b in pairwise(ends)], axis=1)
-
-    rows, again = await answers(prompts), (await answers(prompts[::-1]))[::-1]
+    answers = (await native.score(prompts, [i for ids in variants for i in ids])).logprobs
+    rows = np.stack([np.logaddexp.reduce(answers[:, a:b], axis=1) for a, b in pairwise(ends)], axis=1)
     kept = found.exact.all(axis=1)
     assert found.usage.prompt_tokens == sum(len(prompt) for prompt in prompts)
     apart = np.abs(found.logprobs - rows)[kept]
-    assert np.median(apart) < 0.02 + np.median(np.abs(again - rows)), apart
+    assert np.median(apart) < noise, apart
+    moved = np.random.default_rng(0).normal(0, noise, (50, *rows.shape))
     for label in range(len(WORDS)):
-        alike = spearmanr(again[kept, label], rows[kept, label]).statistic  # 1 where answers do not vary
-        assert spearmanr(found.logprobs[kept, label], rows[kept, label]).statistic >= alike - 0.01
+        own = rows[kept, label]
+        alike = min(spearmanr(own + shift, own).statistic for shift in moved[:, kept, label])
+        assert spearmanr(found.logprobs[kept, label], own).statistic >= alike
     return int(kept.sum())
 
 

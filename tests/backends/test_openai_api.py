@@ -554,7 +554,7 @@ async def test_a_real_server_s_routes_rank_texts_as_its_token_ids_do(url: str, a
             return ids
 
         try:
-            assert await ranks_as_native(backend, native, api, templated) >= 45
+            assert await ranks_as_native(backend, native, api, templated, noise=0.02) >= 45
             if api == "chat":
                 assert backend.info.details["prefill"] == "automatic"
         finally:

@@ -47,7 +47,9 @@ async def test_both_routes_rank_texts_as_token_ids_do(vllm_url: str, api: str) -
             return ids
 
         try:
-            assert await ranks_as_native(backend, native, api, templated) >= 25
+            # The native route repeats its answers from the prefix cache; the other's move by up to a step.
+            noise = vllm_cpu.STEP / 2
+            assert await ranks_as_native(backend, native, api, templated, noise) >= 25
             if api == "chat":
                 assert backend.info.details["prefill"] == "continue_final_message"
         finally:
