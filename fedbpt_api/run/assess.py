@@ -135,13 +135,13 @@ class Assessor:
         return all(c.budget.used(c.cost * prompts + each) <= share for c in parties.clients)
 
     @property
-    def _with_noise(self) -> bool:
-        """Whether answers have noise: every prompt that is judged costs privacy."""
+    def with_noise(self) -> bool:
+        """Whether answers have noise: every prompt that is judged, and all else asked, costs privacy."""
         return self.settings.privacy.mode == "gaussian"
 
     def _allowed(self, prompts: int) -> bool:
         """Whether so many prompts more may be judged, as far as privacy goes."""
-        return not self._with_noise or len(self.known) + prompts <= self.settings.privacy.prompts
+        return not self.with_noise or len(self.known) + prompts <= self.settings.privacy.prompts
 
     async def _matched(self, prompt: Asked) -> Verbalizer:
         """A bias from sums alone."""
@@ -162,7 +162,7 @@ class Assessor:
         """What all clients say of a prompt."""
         given = fixed is not None
         verbalizer: Reading
-        if self._with_noise and fixed is None:
+        if self.with_noise and fixed is None:
             fixed = await self._matched(prompt)
         if fixed is None:
             verbalizer, report = await self.fit(prompt, self.settings.verbalizer.kind, self._scored(prompt))
@@ -173,7 +173,7 @@ class Assessor:
             verbalizer = fixed
             train = (await self.ask(lambda c: c.evaluate(prompt, fixed, "train"), self._scored(prompt))).got
         sums: Answers[Sums] = Answers()
-        if isinstance(prompt, Ensemble) or self._with_noise or self._promising(train):
+        if isinstance(prompt, Ensemble) or self.with_noise or self._promising(train):
             sums = await self.ask(lambda c: c.evaluate(prompt, verbalizer), train)
         text = await self._text(prompt)
         z = z if isinstance(prompt, Soft) else None

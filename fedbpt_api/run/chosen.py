@@ -19,7 +19,7 @@ async def refit(assessor: Assessor, chosen: Assessment) -> Reading:
 
     No call is needed: their scores are paid for.
     """
-    if _with_noise(assessor) or chosen.fixed or not chosen.dev_sums.n:
+    if assessor.with_noise or chosen.fixed or not chosen.dev_sums.n:
         return chosen.verbalizer
     kind = assessor.settings.verbalizer.kind
     members = members_of(chosen.prompt)
@@ -28,7 +28,7 @@ async def refit(assessor: Assessor, chosen: Assessment) -> Reading:
 
 async def fallback(assessor: Assessor, chosen: Assessment) -> Verbalizer:
     """Label words with a bias, for servers that do not answer for all words; for several prompts' mean."""
-    if _with_noise(assessor):
+    if assessor.with_noise:
         return alone(chosen.verbalizer)
     return await _refitted(assessor, chosen, chosen.prompt, "bias")
 
@@ -38,11 +38,6 @@ async def _refitted(assessor: Assessor, chosen: Assessment, prompt: Asked, kind:
     groups, names = assessor.parties.groups, chosen.clients if dev else chosen.train
     fits = await assessor.ask(lambda client: client.fit(prompt, groups, with_dev=dev), names)
     return (await assessor.fitted(list(fits.got.values()), kind))[0]
-
-
-def _with_noise(assessor: Assessor) -> bool:
-    """Whether answers have noise: then nothing more may be asked."""
-    return assessor.settings.privacy.mode == "gaussian"
 
 
 def artefact(

@@ -31,7 +31,7 @@ from fedbpt_api.run.replay import replay
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner
 from fedbpt_api.scoring.budget import Budget
-from fedbpt_api.verbalizer import Verbalizer
+from fedbpt_api.verbalizer import Committee, Reading, Verbalizer
 from toy import IDS, ToyBackend, Toys, make_task
 from toy_clients import GROUPS, PLAN, WORDS, make_client
 from toy_runs import after_round, make_settings
@@ -190,22 +190,26 @@ PICKING = Verbalizer(
     WORDS, GROUPS, 1.0, np.zeros(2), np.zeros((2, 5)), np.full(5, -2.0), np.full(5, 1e-308), "weighted"
 )
 """Losses that are NaN where a word's log-probability is above a threshold, and no others."""
+HIDING = Committee((TWO, PICKING))
 
 
-def asked_of(kind: str, verbalizers: Sequence[Verbalizer]) -> Envelope:
+def asked_of(kind: str, readings: Sequence[Reading]) -> Envelope:
     """A question in which texts are read by these."""
-    prompt: dict[str, object] = {"ids": [IDS[" good"]]}
-    told = [verbalizer.to_dict() for verbalizer in verbalizers]
+    prompts: list[dict[str, object]] = [
+        {"members": [[IDS[" good"]], [IDS[" bad"]]]} if isinstance(r, Committee) else {"ids": [IDS[" good"]]}
+        for r in readings
+    ]
+    prompt, told = prompts[0], [reading.to_dict() for reading in readings]
     fields: dict[str, object] = {"grant": 1000}
     match kind:
         case "evaluate":
             fields |= {"prompt": prompt, "verbalizer": told[0], "part": "dev", "repeat": 0}
         case "test":
-            named = [(f"m{k}", prompt, v) for k, v in enumerate(told)]
+            named = [(f"m{k}", p, v) for k, (p, v) in enumerate(zip(prompts, told, strict=True))]
             contestants = [dict(zip(("method", "prompt", "verbalizer"), c, strict=True)) for c in named]
             fields |= {"contestants": contestants, "common": 0}
         case "label sums":
-            fields |= {"prompt": prompt, "groups": [list(group) for group in verbalizers[0].groups]}
+            fields |= {"prompt": prompt, "groups": [list(group) for group in readings[0].groups]}
         case "rounds":
             fields |= {
                 "space": plain.of_space(SoftSpace((1,), np.zeros((1, 3), np.float32), 2, 1.0, 0)),
@@ -216,11 +220,13 @@ def asked_of(kind: str, verbalizers: Sequence[Verbalizer]) -> Envelope:
 
 
 @pytest.mark.parametrize(
-    ("kind", "verbalizers"),
+    ("kind", "readings"),
     [
         ("evaluate", [PICKING]),
+        ("evaluate", [HIDING]),
         ("evaluate", [THREE]),
         ("test", [TWO, PICKING]),
+        ("test", [TWO, HIDING]),
         ("test", [TWO, THREE]),
         ("test", [THREE, TWO]),
         ("label sums", [THREE]),
@@ -228,13 +234,13 @@ def asked_of(kind: str, verbalizers: Sequence[Verbalizer]) -> Envelope:
     ],
 )
 async def test_what_could_fail_for_some_texts_only_is_refused_whatever_they_are(
-    kind: str, verbalizers: Sequence[Verbalizer]
+    kind: str, readings: Sequence[Reading]
 ) -> None:
     client = await make_client(train=40, dev=30)
     client.budget.parent = Budget()
     promise = Promise("text", 8.0, 1e-5, {"train": 9, "dev": 9, "test": 1}, 2.0, 3.0, 1.0)
     party = NoisyResponder(client, Noise(promise, {"train": 40, "dev": 30, "test": 0}), 2)
-    answer = opened(await party.answer(seal(asked_of(kind, verbalizers))))
+    answer = opened(await party.answer(seal(asked_of(kind, readings))))
     assert answer.kind == "failed", answer
     assert "2 labels" in str(answer.fields) or "kind 'weighted'" in str(answer.fields)
     assert client.budget.spent.scored == 0

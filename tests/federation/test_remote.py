@@ -31,7 +31,7 @@ from fedbpt_api.run.result import RunResult
 from fedbpt_api.scoring.backend import Usage
 from fedbpt_api.scoring.budget import Budget, Limits
 from fedbpt_api.task import Task
-from fedbpt_api.verbalizer import Verbalizer, encode
+from fedbpt_api.verbalizer import Committee, Verbalizer, encode
 from fedbpt_api.verbalizer.messages import AskSums
 from toy import Toys, make_task
 from toy_clients import GROUPS, PLAN, WORDS, WordSpace, make_client, start_ids
@@ -178,6 +178,21 @@ async def test_a_party_refuses_questions_that_are_none(
     )
     grant = fields.get("grant", 0)
     assert client.budget.spent.scored <= (grant if isinstance(grant, int) and grant > 0 else 0)
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "test"])
+@pytest.mark.parametrize("prompt", [{"ids": [3]}, {"members": [[3], [4], [5]]}], ids=["one", "three"])
+async def test_a_committee_of_two_reads_two_prompts_only(kind: str, prompt: dict[str, object]) -> None:
+    client = await make_client(train=2, dev=2)
+    client.budget.parent = Budget()
+    reading = Committee((Verbalizer.from_words(WORDS, GROUPS),) * 2).to_dict()
+    judged = {"prompt": prompt, "verbalizer": reading}
+    fields: dict[str, object] = judged | {"part": "dev", "repeat": 0}
+    if kind == "test":
+        fields = {"contestants": [judged | {"method": "tuned"}], "common": 0}
+    answer = opened(await Responder(client).answer(seal(Envelope(kind, fields | {"grant": 1000}))))
+    assert answer.kind == "failed" and "a member for each prompt" in str(answer.fields)
+    assert client.budget.spent.scored == 0
 
 
 async def lying(change: Callable[[dict[str, Any]], None], kind: str) -> RemoteParty:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 
+import orjson
 import pytest
 
 from fedbpt_api.errors import ConfigError, FedbptError, QuorumError
@@ -16,7 +17,7 @@ from fedbpt_api.run.result import RunResult
 from fedbpt_api.task import Task
 from toy import Toys, make_task
 from toy_grid import Federation, ToyGrid, ToyNode
-from toy_runs import numbers, run_toy, texts_of
+from toy_runs import numbers, run_toy, scored, texts_of
 
 COMMITTEE: dict[str, object] = {
     "budget.scored": 10_000,
@@ -74,6 +75,18 @@ async def test_questions_of_a_moment_travel_together(toys: Toys, fed: Federation
     fits, messages = asked(grid, "fit"), sum(len(node.seen) for node in grid.members.values())
     assert fits >= 8 * len(task.clients)
     assert messages < 4 * fits
+
+
+async def test_a_search_of_which_no_gain_is_expected_ends_with_the_wave_that_says_so(
+    toys: Toys, fed: Federation
+) -> None:
+    settled = COMMITTEE | {"search.opening": 0.75, "search.min_gain": 5.0}
+    config = fed.write(make_task(), settled)
+    result = await coordinate(fed.grid(make_task()), config, fed.run)
+    assert result.stopped == "settled" and result.test is not None
+    lines = [orjson.loads(line) for line in (fed.run / "prompts.jsonl").read_bytes().splitlines()]
+    assert [line["origin"] for line in lines].count("made-up examples") == 32
+    assert scored(result) < 10_000 / 2
 
 
 @pytest.mark.parametrize("every", [9, 23])

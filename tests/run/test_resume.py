@@ -32,6 +32,10 @@ from toy_runs import FILES, after_round, make_settings, numbers, run_toy, scored
 
 TASK = make_task()
 CHANGES: dict[str, object] = {"search.rounds": 3, "budget.scored": 2500}
+SETTLED: dict[str, object] = {
+    "search.form": "auto", "search.choice": "committee", "search.ensemble": 3, "search.min_gain": 5.0,
+    "search.opening": 0.75, "budget.scored": 2500,
+}  # fmt: skip
 
 
 class Dying(ToyBackend):
@@ -69,18 +73,23 @@ def same_files(one: Path, other: Path) -> None:
             assert without_times(one / name) == without_times(other / name), name
 
 
+@pytest.mark.parametrize(("changes", "stopped"), [(CHANGES, "rounds"), (SETTLED, "settled")])
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(deaths=st.lists(st.integers(0, 120), min_size=1, max_size=4))
 def test_a_run_that_dies_anywhere_ends_as_if_it_had_not(
-    toys: Toys, tmp_path_factory: pytest.TempPathFactory, deaths: list[int]
+    toys: Toys,
+    tmp_path_factory: pytest.TempPathFactory,
+    changes: dict[str, object],
+    stopped: str,
+    deaths: list[int],
 ) -> None:
     async def work() -> None:
         folder = tmp_path_factory.mktemp("runs")
-        whole, requests = await undisturbed(toys, folder / "whole")
+        whole, requests = await undisturbed(toys, folder / "whole", changes)
         toys.opened.clear()
         toy = Dying()
         toys.opened["toy"] = toy
-        tuner: Callable[[], Tuner] = lambda: Tuner(make_settings(TASK, CHANGES), TASK, folder / "run")  # noqa: E731
+        tuner: Callable[[], Tuner] = lambda: Tuner(make_settings(TASK, changes), TASK, folder / "run")  # noqa: E731
         for left in deaths:
             toy.left = left
             try:
@@ -93,6 +102,7 @@ def test_a_run_that_dies_anywhere_ends_as_if_it_had_not(
         else:
             toy.left = 10**9
             result = await tuner().run()
+        assert result.stopped == whole.stopped == stopped
         assert numbers(result) == numbers(whole)
         assert result.prompt == whole.prompt
         assert result.test == whole.test
