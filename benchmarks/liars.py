@@ -33,7 +33,7 @@ from fedbpt_api.federation.client import Client
 from fedbpt_api.federation.exchange import Exchange
 from fedbpt_api.federation.responder import Responder
 from fedbpt_api.methods.searching import Stop
-from fedbpt_api.prompts.space import Asked
+from fedbpt_api.prompts.space import Asked, Ids
 from fedbpt_api.run.assess import START, Assessor
 from fedbpt_api.run.config import Settings, build_settings
 from fedbpt_api.run.events import Event, Warned
@@ -132,8 +132,10 @@ def _loud(client: Client) -> Exchange:
     """The liar's model is four times as sure of everything; what it says of its texts goes together."""
     ask = client.scorer.scores
 
-    async def scores(prompt: Asked, texts: Sequence[EncodedText], repeat: int = 0) -> tuple[Floats, Bools]:
-        rows, exact = await ask(prompt, texts, repeat)
+    async def scores(
+        prompt: Asked, texts: Sequence[EncodedText], repeat: int = 0, words: Ids = ()
+    ) -> tuple[Floats, Bools]:
+        rows, exact = await ask(prompt, texts, repeat, words)
         return 4 * rows, exact
 
     if client.name == LIAR:

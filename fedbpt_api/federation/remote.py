@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,11 +34,12 @@ from fedbpt_api.scoring.budget import Budget, Limits
 from fedbpt_api.verbalizer import FitError, Reading, Verbalizer, encode
 from fedbpt_api.verbalizer.checks import sums_problem
 from fedbpt_api.verbalizer.messages import AskMoments
+from fedbpt_api.verbalizer.words import MAX_PAIRS
 
 _GREETINGS = 2  # how often a party is told its task: a message is lost with the process that had it
 _Rounds = tuple[PromptSpace, Plan, Reference]
 _AGAIN = 10  # times as many tokens as were written a line may have, tokenised again
-_VARIES = 1e4  # largest squared deviation of a log-probability
+_VARIES = 4e4  # largest squared deviation of a log-probability, four times where labels differ
 _AWAY = 1e4  # nats that a text may lose at the most
 _PLAIN, _SCATTER = (encode(AskMoments(scatter)) for scatter in (False, True))  # what fits begin with
 
@@ -55,7 +57,7 @@ class RemoteParty:
     channel: Channel
     deadline: float | None = None
     noisy: bool = False
-    most_pairs: ClassVar[int] = 500  # words of a party's sums
+    most_pairs: ClassVar[int] = MAX_PAIRS  # words of a party's sums
     whole: ClassVar[bool] = False  # whether a question that the budget cannot pay in full is not put
     _last: tuple[Broadcast, _Rounds] | None = None  # its last search
     _fits: Counter[str] = field(default_factory=Counter)
@@ -155,8 +157,10 @@ class RemoteParty:
     def use_words(self, words: Ids) -> None:
         self.channel.words = words
 
-    async def word_sums(self, prompt: Ids) -> tuple[tuple[int, float], ...]:
-        answer = await self.channel.ask("word sums", {"prompt": list(prompt)}, self._inputs(self.n_train))
+    async def word_sums(self, prompt: Ids, words: Ids = (), named: int = 0) -> tuple[tuple[int, float], ...]:
+        fields = {"prompt": list(prompt), "words": list(words), "named": named}
+        need = self._inputs(self.n_train * (1 + math.ceil(named / max(1, self.info.max_words - len(words)))))
+        answer = await self.channel.ask("word sums", fields, need)
         return plain.to_pairs(answer.fields.get("pairs"), self.most_pairs, _VARIES * max(self.n_train, 1))
 
     async def write(self, jobs: Sequence[Job], judge: Reference) -> tuple[Line, ...]:

@@ -30,6 +30,7 @@ from fedbpt_api.scoring.budget import Budget, BudgetSpent, Limits
 from fedbpt_api.scoring.scorer import Stopped
 from fedbpt_api.verbalizer import ClientFit, FitError, Reading, Verbalizer, encode
 from fedbpt_api.verbalizer.messages import AskMoments
+from fedbpt_api.verbalizer.words import MAX_PAIRS
 
 _LOG = logging.getLogger(__name__)
 Act = Callable[[], Awaitable[Envelope]]
@@ -148,7 +149,11 @@ class Responder:
                     raise ValueError(f"{len(words)} words cannot be named")
                 return partial(self._words, words)
             case "word sums":
-                return partial(self._word_sums, plain.to_ids(fields["prompt"]))
+                words = plain.to_ids(fields["words"])
+                named = plain.whole(fields["named"], 0, MAX_PAIRS)
+                if named and len(words) >= client.info.max_words:
+                    raise ValueError(f"no words can be named beside {len(words)}")
+                return partial(self._word_sums, plain.to_ids(fields["prompt"]), words, named)
             case "write":
                 jobs = [plain.to_job(job) for job in fields["jobs"]]
                 return partial(self._write, jobs, self._reference(fields["judge"], jobs))
@@ -233,8 +238,8 @@ class Responder:
         self._client.use_words(words)
         return Envelope("done", {})
 
-    async def _word_sums(self, prompt: Ids) -> Envelope:
-        pairs = await self._client.word_sums(prompt)
+    async def _word_sums(self, prompt: Ids, words: Ids, named: int) -> Envelope:
+        pairs = await self._client.word_sums(prompt, words, named)
         return Envelope("word sums", {"pairs": [list(pair) for pair in pairs]})
 
     async def _write(self, jobs: Sequence[Job], judge: Reference) -> Envelope:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from typing import Final
+
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.verbalizer import WordSums, encode, merge_words
-from fedbpt_api.verbalizer.words import bounded
+from fedbpt_api.verbalizer.words import MAX_PAIRS, bounded
+
+_CHOICE: Final = 3  # times as many words as are chosen are asked for by name first
+_SHARE: Final = 0.2  # of the budget that this may take at most
 
 
 async def choose_words(parties: Parties, assessor: Assessor) -> None:
@@ -20,17 +26,30 @@ async def choose_words(parties: Parties, assessor: Assessor) -> None:
     wanted = min(verbalizer.words, parties.info.max_words)
     words = parties.label_tokens
     if verbalizer.kind == "weighted" and wanted > len(words):
-        answers = await assessor.ask(lambda c: c.word_sums(parties.start_ids))
+        named = _named(assessor, words, wanted)
+        answers = await assessor.ask(lambda c: c.word_sums(parties.start_ids, words, named))
         begun = parties.trie.shared  # what these tell, the label words that begin with them tell
         texts = {client.name: client.n_train for client in parties.clients if client.name in answers.got}
         got = [pairs for _, pairs in sorted(bounded(answers.got, texts).items())]
         lists = [tuple(pair for pair in pairs if pair[0] not in begun) for pairs in got]
-        named = len(words) + sum(map(len, lists))
-        words = merge_words(lists, words, named if parties.reached else wanted)
+        every = len(words) + sum(map(len, lists))
+        words = merge_words(lists, words, every if parties.reached else wanted)
         if parties.reached:
             words = await _of_this_model(parties, words, wanted)
         parties.count_bytes({n: len(encode(WordSums.of(p))) for n, p in answers.got.items()}, {})
     await parties.use_words(words)
+
+
+def _named(assessor: Assessor, words: Ids, wanted: int) -> int:
+    """How many of the words that vary most by the lists are asked for by name.
+
+    None where it would take too much of the budget, or where a server answers by a list whatever is named.
+    """
+    parties = assessor.parties
+    named = min(_CHOICE * (wanted - len(words)), MAX_PAIRS)
+    questions = 1 + math.ceil(named / (parties.info.max_words - len(words)))
+    texts = sum(client.n_train for client in parties.clients) * len(parties.info.inputs)
+    return named if parties.info.complete and assessor.affords(0, _SHARE, questions * texts) else 0
 
 
 async def _of_this_model(parties: Parties, ranked: Ids, wanted: int) -> Ids:

@@ -95,7 +95,7 @@ class Scorer:
         return (await self.scores(prompt, texts))[0]
 
     async def scores(
-        self, prompt: Asked, texts: Sequence[EncodedText], repeat: int = 0
+        self, prompt: Asked, texts: Sequence[EncodedText], repeat: int = 0, words: Ids = ()
     ) -> tuple[Floats, Bools]:
         """Log-probabilities as from `score`, and where they are exact and no bounds: shape [n, T] each.
 
@@ -103,11 +103,12 @@ class Scorer:
             prompt: The prompt; of joined ones the mean.
             texts: The texts.
             repeat: Another number is another question, so that a noisy server can be asked again.
+            words: Other words than those that are used.
         """
         if isinstance(prompt, Ensemble):
-            found = [await self.scores(member, texts, repeat) for member in prompt.members]
+            found = [await self.scores(member, texts, repeat, words) for member in prompt.members]
             return np.mean([rows for rows, _ in found], axis=0), np.all([exact for _, exact in found], axis=0)
-        words = self.words
+        words = words or self.words
 
         async def ask(prompts: Sequence[Prompt]) -> tuple[Rows, Usage]:
             scores = await self.backend.score(prompts, words)

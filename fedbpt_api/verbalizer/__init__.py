@@ -10,7 +10,7 @@ from fedbpt_api.verbalizer.messages import WordSums, decode, encode
 from fedbpt_api.verbalizer.problem import FitError
 from fedbpt_api.verbalizer.server import Answering, FitReport, fit, fit_over_clients
 from fedbpt_api.verbalizer.verbalizer import Kind, Verbalizer
-from fedbpt_api.verbalizer.words import label_groups, merge_words, word_sums
+from fedbpt_api.verbalizer.words import label_groups, merge_words, ranked, spreads, word_sums
 
 __all__ = [
     "Answering",
@@ -28,5 +28,7 @@ __all__ = [
     "fit_over_clients",
     "label_groups",
     "merge_words",
+    "ranked",
+    "spreads",
     "word_sums",
 ]

@@ -29,6 +29,7 @@ GOOD: Ids = (IDS[" good"],)
 BAD: Ids = (IDS[" bad"],)
 CODEBOOK = Codebook((GOOD[0], BAD[0], IDS[" the"]), (" good", " bad", " the"), np.eye(3), "toy")
 D = 3
+LISTS: dict[str, object] = {"prompt": [], "words": [], "named": 0, "size": 1000}
 
 
 class Parties:
@@ -90,20 +91,22 @@ async def test_masks_vanish_where_all_were_told_the_same() -> None:
     assert not hidden(await parties.all("evaluate", evaluating()))
     assert not hidden(await parties.all("fit", fitting()))
     assert not hidden(await parties.all("fit message", {"fit": "f"}, encode(AskMoments(False))))
-    assert not hidden(await parties.all("word sums", {"prompt": [], "size": 1000}))
+    assert not hidden(await parties.all("word sums", LISTS))
 
 
 async def test_parties_with_other_tasks_are_not_added_up() -> None:
     parties = await Parties.met(about=(b"one", b"other", b"other"))
     assert hidden(await parties.all("evaluate", evaluating()))
-    assert hidden(await parties.all("word sums", {"prompt": [], "size": 1000}))
+    assert hidden(await parties.all("word sums", LISTS))
 
 
 async def test_answers_of_other_words_are_not_added_up() -> None:
     parties = await Parties.met()
     await parties.one("a", "words", {"words": [*WORDS[:-1], BAD[0]]})
     assert hidden(await parties.all("fit", fitting()))
-    assert not hidden(await parties.all("word sums", {"prompt": [], "size": 1000}))  # of no list of words
+    assert not hidden(
+        await parties.all("word sums", LISTS)
+    )  # of no list of words
     await parties.all("words", {"words": list(WORDS)})
     assert not hidden(await parties.all("fit", fitting(number="g")))
 

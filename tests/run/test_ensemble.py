@@ -102,8 +102,10 @@ async def test_an_ensemble_is_chosen_without_a_call_and_beats_what_the_user_gave
     assert scored(both) == scored(alone)
     assert [r.scored for r in both.rounds] == [r.scored for r in alone.rounds]
     assert both.rounds[-1].scored == 0
-    tested = [sum(counts["test_scored"] for counts in result.spent.values()) for result in (alone, both)]
-    assert tested[1] == tested[0] + 30 * len(prompt.joined)  # each member is asked about the 30 test texts
+    members = {prompt.text, *(text for text, _ in prompt.joined)}
+    for result, own in ((alone, {alone.prompt}), (both, members)):
+        tested = sum(counts["test_scored"] for counts in result.spent.values())
+        assert tested == 30 * len(own | {given[0].prompt})  # once a prompt and test text
 
 
 @pytest.mark.parametrize("budget", range(400, 1000, 75))
