@@ -66,7 +66,7 @@ async def _score(suite: Suite, dataset: str, out: Path, rows: int, sizes: dict[i
     settings, task = prepared(suite, Cell(dataset, "one", "ensemble", 400_000, SPLITS[0]))
     parties = await open_parties(settings, task, lambda: False)
     parties.start()
-    data, labels, parts, trained = await _texts(suite, dataset, parties, rows)
+    data, labels, parts, trained = await texts_of(suite, dataset, parties, rows)
     print(f"splits and texts: {dict(zip(*np.unique(parts, return_counts=True), strict=True))}")
     assessor = Assessor(parties, settings, lambda event: None)
     await choose_words(parties, assessor)
@@ -79,7 +79,7 @@ async def _score(suite: Suite, dataset: str, out: Path, rows: int, sizes: dict[i
     for size, number in sizes.items():
         for draw in range(number):
             lead = settings.prompts[draw % len(settings.prompts)]
-            texts.append((size, lead + await _examples(parties.backend, shown, lines, size, rng)))
+            texts.append((size, lead + await examples_of(parties.backend, shown, lines, size, rng)))
     scorer = Scorer(parties.backend, Budget(), shelf=parties.local[0].scorer.shelf)
     scorer.use_words(parties.words)
     found: list[Floats] = []
@@ -95,7 +95,7 @@ async def _score(suite: Suite, dataset: str, out: Path, rows: int, sizes: dict[i
     await parties.aclose()
 
 
-async def _examples(
+async def examples_of(
     backend: Backend,
     shown: Sequence[Shown],
     lines: Sequence[Sequence[Line]],
@@ -120,7 +120,7 @@ def development(suite: Suite, dataset: str, labels: Sequence[str], rows: int) ->
     return balanced(examples, labels, rows, path) if rows else examples
 
 
-async def _texts(suite: Suite, dataset: str, parties: Any, rows: int) -> tuple[Any, Any, Any, Any]:
+async def texts_of(suite: Suite, dataset: str, parties: Any, rows: int) -> tuple[Any, Any, Any, Any]:
     """All texts, their labels, of which split they are (0: the development file), whether for training."""
     files = suite.tasks[dataset]
     parts: list[tuple[int, str, Sequence[Example]]] = []

@@ -11,7 +11,7 @@ from fedbpt_api.run.parties import Parties
 from fedbpt_api.verbalizer import WordSums, encode, merge_words
 from fedbpt_api.verbalizer.words import MAX_PAIRS, bounded
 
-_CHOICE: Final = 3  # times as many words as are chosen are asked for by name first
+_CHOICE: Final = 2  # times as many words as are chosen are asked for by name first
 _SHARE: Final = 0.2  # of the budget that this may take at most
 
 
