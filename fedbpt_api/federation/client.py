@@ -179,18 +179,19 @@ class Client:
 
         Args:
             prompt: The prompt that they follow.
-            words: Label words, which are asked for beside all others.
+            words: Label words; those that are tokens are asked for beside all others.
             named: So many words, those that vary most by the lists, are asked for by name, and the sums
                 are of what these answers say (`verbalizer.spreads`); 0: by the lists alone.
         """
         texts = self._train.texts
         pairs = word_sums(await self.scorer.top_words(prompt, texts, _TOP))
         likely = [token for token, _ in pairs if token not in words][:named]
-        size, sums = self.info.max_words - len(words), list[float]()
+        beside = tuple(word for word in words if word >= 0)  # others would take more inputs
+        size, sums = self.info.max_words - len(beside), list[float]()
         for begin in range(0, len(likely), size):
-            asked = (*words, *likely[begin : begin + size])
+            asked = (*beside, *likely[begin : begin + size])
             rows, _ = await self.scorer.scores(prompt, texts, words=asked)
-            sums += spreads(rows[:, len(words) :], self._train.labels).tolist()
+            sums += spreads(rows[:, len(beside) :], self._train.labels).tolist()
         return ranked(likely, sums) if likely else pairs
 
     async def write(self, jobs: Sequence[Job], judge: Reference) -> tuple[Line, ...]:

@@ -48,8 +48,8 @@ def _named(assessor: Assessor, words: Ids, wanted: int) -> int:
     parties = assessor.parties
     named = min(_CHOICE * (wanted - len(words)), MAX_PAIRS)
     questions = 1 + math.ceil(named / (parties.info.max_words - len(words)))
-    texts = sum(client.n_train for client in parties.clients) * len(parties.info.inputs)
-    return named if parties.info.complete and assessor.affords(0, _SHARE, questions * texts) else 0
+    cost = questions * sum(client.n_train for client in parties.clients)
+    return named if parties.info.complete and assessor.affords(0, _SHARE, cost) else 0
 
 
 async def _of_this_model(parties: Parties, ranked: Ids, wanted: int) -> Ids:

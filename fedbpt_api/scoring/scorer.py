@@ -159,7 +159,9 @@ class Scorer:
         asked = asked_key(question, prompt)
         block = self._known.block(asked)
         numbers = [self._known.number(text) for text in texts]
-        inputs = (0,) if question[0] == "top" else self.backend.info.inputs
+        words = question[1]
+        single = isinstance(words, int) or min(words, default=0) >= 0  # a list, or no words that begin alike
+        inputs = (0,) if single else self.backend.info.inputs
         call = _Call(question, asked, prompt, dict(zip(numbers, texts, strict=True)), inputs, ask, shelf)
         own = 0
         while lacking := block.lacks(list(call.texts)):
