@@ -104,9 +104,7 @@ async def test_answers_of_other_words_are_not_added_up() -> None:
     parties = await Parties.met()
     await parties.one("a", "words", {"words": [*WORDS[:-1], BAD[0]]})
     assert hidden(await parties.all("fit", fitting()))
-    assert not hidden(
-        await parties.all("word sums", LISTS)
-    )  # of no list of words
+    assert not hidden(await parties.all("word sums", LISTS))  # of no list of words
     await parties.all("words", {"words": list(WORDS)})
     assert not hidden(await parties.all("fit", fitting(number="g")))
 
