@@ -32,7 +32,7 @@ from fedbpt_api.run.origins import shown_examples, written_lines
 from fedbpt_api.run.words import choose_words
 from fedbpt_api.scoring.backend import Backend, Floats, Prompt
 from fedbpt_api.scoring.encode import EncodedText
-from fedbpt_api.verbalizer import fit, spreads, word_sums
+from fedbpt_api.verbalizer import deviations, fit, word_sums
 
 READ = 128  # words that are read, label words among them
 LISTED = 372  # words by the lists, of which others choose
@@ -102,14 +102,20 @@ async def _named(backend: Backend, prompts: Sequence[Prompt], words: Sequence[in
     return np.concatenate(found, axis=1)
 
 
-Ways = dict[
-    str, Callable[[Floats, Places], Places]
-]  # log-probabilities [n, W] and labels: columns, best first
+def _between(rows: Floats, labels: Places) -> Floats:
+    """The part of the deviations that lies between labels."""
+    away, found = rows - rows.mean(axis=0), np.zeros(rows.shape[1])
+    for label in np.unique(labels):
+        found += (labels == label).sum() * away[labels == label].mean(axis=0) ** 2
+    return found
+
+
+Ways = dict[str, Callable[[Floats, Places], Floats]]  # of log-probabilities [n, W] and labels
 WAYS: Ways = {
-    "as listed": lambda rows, labels: np.arange(rows.shape[1]),
-    "by name: deviations": lambda rows, labels: np.argsort(-rows.var(axis=0), kind="stable"),
-    "by name: and what lies between labels": lambda rows, labels: np.argsort(
-        -spreads(rows, labels), kind="stable"
+    "as listed": lambda rows, labels: -np.arange(float(rows.shape[1])),
+    "by name: deviations": lambda rows, labels: deviations(rows),
+    "by name: and three times what lies between labels": lambda rows, labels: (
+        deviations(rows) + 3 * _between(rows, labels)
     ),
 }
 
@@ -131,7 +137,8 @@ def study(file: Annotated[Path, typer.Argument(help="What `score` wrote.")]) -> 
                 own = data["parts"] == int(split)
                 columns = np.array([place[token] for token in tokens[:most]])
                 asked = _normalised(rows[0][own & data["trained"]], columns, first)
-                chosen = columns[rank(asked, labels[own & data["trained"]])][: READ - first]
+                sums = rank(asked, labels[own & data["trained"]])
+                chosen = columns[np.argsort(-sums, kind="stable")][: READ - first]
                 read = np.concatenate([np.arange(first), chosen])
                 cells.append(_tried(rows[:, :, read], labels, own, [words[i] for i in read], groups, given))
             one, drawn, nats, together = np.mean(cells, axis=0)

@@ -25,7 +25,7 @@ from fedbpt_api.scoring.budget import Budget, BudgetSpent
 from fedbpt_api.scoring.encode import EMPTY, EncodedSet, EncodedText, longest
 from fedbpt_api.scoring.losses import cross_entropy
 from fedbpt_api.scoring.scorer import Scorer
-from fedbpt_api.verbalizer import ClientFit, Reading, Verbalizer, ranked, spreads, word_sums
+from fedbpt_api.verbalizer import ClientFit, Reading, Verbalizer, deviations, ranked, word_sums
 from fedbpt_api.verbalizer.committee import joint_losses, label_logits
 from fedbpt_api.verbalizer.verbalizer import label_logprobs, normalised
 
@@ -175,13 +175,13 @@ class Client:
         return client
 
     async def word_sums(self, prompt: Ids, words: Ids = (), named: int = 0) -> tuple[tuple[int, float], ...]:
-        """At most 500 (token, sum) pairs over the training texts: how far words spread.
+        """At most 500 (token, sum of squared deviations) pairs over the training texts.
 
         Args:
             prompt: The prompt that they follow.
             words: Label words; those that are tokens are asked for beside all others.
             named: So many words, those that vary most by the lists, are asked for by name, and the sums
-                are of what these answers say (`verbalizer.spreads`); 0: by the lists alone.
+                are of what these answers say; 0: by the lists alone.
         """
         texts = self._train.texts
         pairs = word_sums(await self.scorer.top_words(prompt, texts, _TOP))
@@ -191,7 +191,7 @@ class Client:
         for begin in range(0, len(likely), size):
             asked = (*beside, *likely[begin : begin + size])
             rows, _ = await self.scorer.scores(prompt, texts, words=asked)
-            sums += spreads(rows[:, len(beside) :], self._train.labels).tolist()
+            sums += deviations(rows[:, len(beside) :]).tolist()
         return ranked(likely, sums) if likely else pairs
 
     async def write(self, jobs: Sequence[Job], judge: Reference) -> tuple[Line, ...]:

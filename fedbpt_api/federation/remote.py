@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,12 +33,12 @@ from fedbpt_api.scoring.budget import Budget, Limits
 from fedbpt_api.verbalizer import FitError, Reading, Verbalizer, encode
 from fedbpt_api.verbalizer.checks import sums_problem
 from fedbpt_api.verbalizer.messages import AskMoments
-from fedbpt_api.verbalizer.words import MAX_PAIRS
+from fedbpt_api.verbalizer.words import MAX_PAIRS, questions
 
 _GREETINGS = 2  # how often a party is told its task: a message is lost with the process that had it
 _Rounds = tuple[PromptSpace, Plan, Reference]
 _AGAIN = 10  # times as many tokens as were written a line may have, tokenised again
-_VARIES = 4e4  # largest squared deviation of a log-probability, four times where labels differ
+_VARIES = 1e4  # largest squared deviation of a log-probability
 _AWAY = 1e4  # nats that a text may lose at the most
 _PLAIN, _SCATTER = (encode(AskMoments(scatter)) for scatter in (False, True))  # what fits begin with
 
@@ -159,7 +158,7 @@ class RemoteParty:
 
     async def word_sums(self, prompt: Ids, words: Ids = (), named: int = 0) -> tuple[tuple[int, float], ...]:
         fields = {"prompt": list(prompt), "words": list(words), "named": named}
-        need = self._inputs(self.n_train * (1 + math.ceil(named / max(1, self.info.max_words - len(words)))))
+        need = self.n_train * (1 + (questions(named, len(words), self.info.max_words) if named else 0))
         answer = await self.channel.ask("word sums", fields, need)
         return plain.to_pairs(answer.fields.get("pairs"), self.most_pairs, _VARIES * max(self.n_train, 1))
 

@@ -10,11 +10,13 @@ from fedbpt_api.methods.drawing import A_ROUND
 from fedbpt_api.run.assess import QUIET
 from fedbpt_api.run.config import Settings
 from fedbpt_api.run.parties import Parties
+from fedbpt_api.run.words import most_named
 from fedbpt_api.scoring.backend import Usage
 from fedbpt_api.scoring.budget import Limits
 from fedbpt_api.scoring.encode import Encoder
 from fedbpt_api.scoring.price import Price
 from fedbpt_api.task import Example
+from fedbpt_api.verbalizer import questions
 
 _LINES, _LINE = 24, 20  # of `origins`: lines a label, tokens of a line
 _SLACK = 4  # tokens that joining pieces may add to each
@@ -44,7 +46,10 @@ def _of(client: Client, parties: Parties, settings: Settings, prompt: int) -> Us
     judged = (client.n_train + dev) * inputs
     before = len(settings.prompts) * judged
     if settings.verbalizer.kind == "weighted":
+        words, wanted = len(parties.label_tokens), min(settings.verbalizer.words, parties.info.max_words)
         before += client.n_train
+        if info.max_words > words < wanted:
+            before += client.n_train * questions(most_named(wanted, words), words, info.max_words)
     if settings.prompt_place == "auto":
         before += 2 * client.cost
     if settings.prompt_padding != "off":

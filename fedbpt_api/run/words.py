@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.verbalizer import WordSums, encode, merge_words
-from fedbpt_api.verbalizer.words import MAX_PAIRS, bounded
+from fedbpt_api.verbalizer.words import MAX_PAIRS, bounded, questions
 
 _CHOICE: Final = 2  # times as many words as are chosen are asked for by name first
 _SHARE: Final = 0.2  # of the budget that this may take at most
@@ -26,8 +25,9 @@ async def choose_words(parties: Parties, assessor: Assessor) -> None:
     wanted = min(verbalizer.words, parties.info.max_words)
     words = parties.label_tokens
     if verbalizer.kind == "weighted" and wanted > len(words):
-        named = _named(assessor, words, wanted)
-        answers = await assessor.ask(lambda c: c.word_sums(parties.start_ids, words, named))
+        answers = await assessor.ask(lambda c: c.word_sums(parties.start_ids, words))
+        if named := _named(parties, words, wanted):
+            answers = await assessor.ask(lambda c: c.word_sums(parties.start_ids, words, named))
         begun = parties.trie.shared  # what these tell, the label words that begin with them tell
         texts = {client.name: client.n_train for client in parties.clients if client.name in answers.got}
         got = [pairs for _, pairs in sorted(bounded(answers.got, texts).items())]
@@ -40,16 +40,30 @@ async def choose_words(parties: Parties, assessor: Assessor) -> None:
     await parties.use_words(words)
 
 
-def _named(assessor: Assessor, words: Ids, wanted: int) -> int:
-    """How many of the words that vary most by the lists are asked for by name.
+def most_named(wanted: int, words: int) -> int:
+    """How many of the words that vary most by the lists are asked for by name, where all allow it.
 
-    None where it would take too much of the budget, or where a server answers by a list whatever is named.
+    Args:
+        wanted: T, how many are to be read.
+        words: Label words among them.
     """
-    parties = assessor.parties
-    named = min(_CHOICE * (wanted - len(words)), MAX_PAIRS)
-    questions = 1 + math.ceil(named / (parties.info.max_words - len(words)))
-    cost = questions * sum(client.n_train for client in parties.clients)
-    return named if parties.info.complete and assessor.affords(0, _SHARE, cost) else 0
+    return min(_CHOICE * (wanted - words), MAX_PAIRS)
+
+
+def _named(parties: Parties, words: Ids, wanted: int) -> int:
+    """The same for these parties, whose lists have been paid for.
+
+    None where it would take too much of a budget, or where a server answers by a list whatever is named.
+    """
+    named, cost = most_named(wanted, len(words)), 0
+    for client in parties.clients:
+        if not client.info.complete or client.info.max_words <= len(words):
+            return 0
+        own = client.n_train * questions(named, len(words), client.info.max_words)
+        if client.budget.used(own) > _SHARE:
+            return 0
+        cost += own
+    return named if parties.budget.used(cost) <= _SHARE else 0
 
 
 async def _of_this_model(parties: Parties, ranked: Ids, wanted: int) -> Ids:

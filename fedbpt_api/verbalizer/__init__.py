@@ -10,7 +10,7 @@ from fedbpt_api.verbalizer.messages import WordSums, decode, encode
 from fedbpt_api.verbalizer.problem import FitError
 from fedbpt_api.verbalizer.server import Answering, FitReport, fit, fit_over_clients
 from fedbpt_api.verbalizer.verbalizer import Kind, Verbalizer
-from fedbpt_api.verbalizer.words import label_groups, merge_words, ranked, spreads, word_sums
+from fedbpt_api.verbalizer.words import deviations, label_groups, merge_words, questions, ranked, word_sums
 
 __all__ = [
     "Answering",
@@ -23,12 +23,13 @@ __all__ = [
     "Verbalizer",
     "WordSums",
     "decode",
+    "deviations",
     "encode",
     "fit",
     "fit_over_clients",
     "label_groups",
     "merge_words",
+    "questions",
     "ranked",
-    "spreads",
     "word_sums",
 ]

@@ -3,11 +3,10 @@
 A client looks at the words that are probable after its texts and sends at most 500 (token, sum) pairs: the
 sum over its texts of the squared distance of the word's log-probability from the client's own mean. The
 aggregator adds them up. (The most probable words, by contrast, are much the same after every text: from 128
-of them the demo's tweets are read 2 points worse.)
+of them the demo's tweets are read 2 points worse.) No label takes part.
 
 A list ends before the words that only a few texts call forth ("Microsoft", "baseball"), and those tell most:
-so the words that vary most by the lists are asked for by name, and sums are of what these answers say, with
-what lies between labels counting more (`spreads`).
+so the words that vary most by the lists are asked for by name, and the sums are of what these answers say.
 """
 
 from __future__ import annotations
@@ -19,12 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from fedbpt_api.scoring.backend import Floats
-from fedbpt_api.verbalizer.regression import Ints
 
 MAX_PAIRS = 500
 """Pairs a client sends at most."""
-
-_BETWEEN = 3.0  # times the part of a word's deviations that lies between labels counts once more
 
 _TIE = 1e-6  # of the summed probability, so that it decides where nothing varies
 _PROBABLE = 1000  # words that are looked at: a rare word's log-probability varies, but tells little
@@ -59,29 +55,25 @@ def word_sums(lists: Sequence[Mapping[int, float]]) -> Pairs:
     rows = np.array(
         [[w.get(token, floor) for token in tokens] for w, floor in zip(kept, floors, strict=True)]
     )
-    sums = ((rows - rows.mean(axis=0)) ** 2).sum(axis=0) + _TIE * np.array([mass[token] for token in tokens])
-    return ranked(tokens, sums)[:MAX_PAIRS]
+    sums = deviations(rows) + _TIE * np.array([mass[token] for token in tokens])
+    return ranked(tokens, sums.tolist())[:MAX_PAIRS]
 
 
-def spreads(rows: Floats, labels: Ints) -> Floats:
-    """How far each word's log-probability spreads over texts, and over labels above all.
-
-    With v the sum over texts of the squared distance from the word's mean, and b the sum of the squared
-    distances of each text's label mean from it (the part of v between labels), v + 3 b.
+def deviations(rows: Floats) -> Floats:
+    """How much each word's log-probability varies over texts: the sum of its squared distances from its mean.
 
     Args:
         rows: Log-probabilities of W words after n texts, shape [n, W].
-        labels: The texts' labels, shape [n].
 
     Returns:
         Nats squared, shape [W].
     """
-    away = rows - rows.mean(axis=0)
-    between = np.zeros(rows.shape[1])
-    for label in np.unique(labels):
-        own = away[labels == label]
-        between += len(own) * own.mean(axis=0) ** 2
-    return np.asarray((away**2).sum(axis=0) + _BETWEEN * between)
+    return np.asarray(((rows - rows.mean(axis=0)) ** 2).sum(axis=0))
+
+
+def questions(named: int, beside: int, most: int) -> int:
+    """How many questions it takes to ask for words by name, `beside` others in each, `most` in all."""
+    return math.ceil(named / (most - beside))
 
 
 def ranked(tokens: Sequence[int], sums: Sequence[float]) -> Pairs:

@@ -16,12 +16,12 @@ from fedbpt_api.federation.messages import Broadcast, decode_update, encode_stat
 from fedbpt_api.federation.tally import Sums
 from fedbpt_api.prompts.space import Ids
 from fedbpt_api.prompts.written import Job
-from fedbpt_api.scoring.backend import BackendInfo, Floats, Prompt, Scores
+from fedbpt_api.scoring.backend import BackendInfo, Floats, Prompt, Scores, Usage
 from fedbpt_api.scoring.budget import Limits
 from fedbpt_api.scoring.encode import EncodedText
 from fedbpt_api.scoring.losses import cross_entropy
 from fedbpt_api.scoring.trie import label_trie
-from fedbpt_api.verbalizer import Verbalizer, spreads
+from fedbpt_api.verbalizer import Verbalizer
 from toy import ALIKE, ToyBackend, make_examples, make_task
 from toy_clients import (
     GROUPS,
@@ -127,23 +127,27 @@ async def test_at_most_500_pairs_are_sent_for_the_word_list() -> None:
 
 
 class Narrow(ToyBackend):
-    """Nine words can be named at a time."""
+    """Nine words can be named at a time, and lists hold no more than twelve."""
 
     @property
     def info(self) -> BackendInfo:
         return replace(super().info, max_words=9)
 
+    async def top_words(self, prompts: Sequence[Prompt], k: int) -> tuple[list[dict[int, float]], Usage]:
+        return await super().top_words(prompts, min(k, 12))
+
 
 async def test_words_are_asked_for_by_name_as_many_at_a_time_as_the_server_takes() -> None:
     client, prompt = await make_client(backend=Narrow(), train=30), await start_ids()
-    listed = [token for token, _ in await client.word_sums(prompt) if token not in WORDS[:2]]
+    sums = dict(await client.word_sums(prompt))
+    listed = [token for token in sums if token not in WORDS[:2]]
     pairs = dict(await client.word_sums(prompt, WORDS[:2], 20))
-    assert sorted(pairs) == sorted(listed[:20])
+    assert sorted(pairs) == sorted(listed[:20]) and list(pairs) != listed[:20]
     assert client.scorer.budget.spent.scored == 30 * (1 + 3)
     texts, asked = client.parts[0], (*WORDS[:2], *listed[14:20])  # the last words, beside the label words
     rows = (await client.scorer.backend.score([t.with_prompt(prompt) for t in texts.texts], asked)).logprobs
     told = np.array([pairs[token] for token in listed[14:20]])
-    assert told == pytest.approx(spreads(rows[:, 2:], texts.labels), rel=1e-5)
+    assert told == pytest.approx(30 * rows[:, 2:].var(axis=0), rel=1e-5)
 
 
 @dataclass

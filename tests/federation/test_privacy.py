@@ -154,7 +154,8 @@ async def test_nothing_private_can_be_reached_from_anything_that_leaves_a_client
     leaves: list[object] = []
 
     pairs = await client.word_sums(prompt)
-    leaves += [pairs, encode_fit(WordSums.of(pairs))]
+    named = await client.word_sums(prompt, WORDS[:2], 20)
+    leaves += [pairs, encode_fit(WordSums.of(pairs)), named, encode_fit(WordSums.of(named))]
     judge = Reference(prompt, Verbalizer.from_words(WORDS, GROUPS))
     lead = (*prompt, *prompt)
     leaves += await client.write([Job(k, lead, lead, prompt, (0, k)) for k in (0, 1, 1)], judge)

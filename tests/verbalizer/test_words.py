@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbpt_api.verbalizer import WordSums, decode, encode, label_groups, merge_words, spreads, word_sums
+from fedbpt_api.verbalizer import (
+    WordSums,
+    decode,
+    deviations,
+    encode,
+    label_groups,
+    merge_words,
+    questions,
+    word_sums,
+)
 from fedbpt_api.verbalizer.words import bounded
 
 shares = st.dictionaries(st.integers(0, 40), st.floats(2**-20, 1.0), max_size=12)
@@ -50,20 +59,16 @@ def test_a_client_sends_its_500_most_probable_words_in_4_kilobytes() -> None:
     assert again.pairs() == pairs
 
 
-def test_spreads_are_deviations_and_thrice_what_lies_between_labels() -> None:
-    rows = np.array([[-1.0, -2.0], [-3.0, -2.0], [-5.0, -2.0], [-7.0, -6.0]])
-    # means -4 and -3; the first word's label means are -2 and -6, the second one's -2 and -4
-    assert spreads(rows, np.array([0, 0, 1, 1])).tolist() == [20 + 3 * 16, 12 + 3 * 4]
+@given(st.integers(0, 2**32 - 1), st.floats(-5, 5))
+def test_deviations_are_those_of_lists_that_are_whole(seed: int, shift: float) -> None:
+    rows = np.random.default_rng(seed).normal(-9.0, 1.0, size=(12, 5))
+    listed = dict(word_sums([dict(enumerate(row)) for row in rows]))
+    assert deviations(rows + shift) == pytest.approx([listed[token] for token in range(5)], rel=1e-4)
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.floats(-5, 5))
-def test_spreads_lie_between_one_and_four_times_the_deviations(seed: int, labels: int, shift: float) -> None:
-    rng = np.random.default_rng(seed)
-    rows, own = rng.normal(size=(12, 5)), rng.integers(labels, size=12)
-    found, deviations = spreads(rows, own), 12 * rows.var(axis=0)
-    assert (found >= deviations * (1 - 1e-9)).all() and (found <= 4 * deviations * (1 + 1e-9)).all()
-    assert found == pytest.approx(spreads(rows[::-1] + shift, own[::-1]))
-    assert spreads(rows, np.zeros(12, dtype=np.intp)) == pytest.approx(deviations)
+@pytest.mark.parametrize(("named", "expected"), [(0, 0), (1, 1), (7, 1), (8, 2), (248, 36)])
+def test_questions_hold_the_words_beside_others(named: int, expected: int) -> None:
+    assert questions(named, beside=2, most=9) == expected
 
 
 def test_label_words_come_first_and_then_the_largest_sums() -> None:
