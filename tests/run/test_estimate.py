@@ -107,6 +107,17 @@ async def test_the_most_holds_for_every_search_and_beside_a_noisy_server(toys: T
     assert scored(result) <= most["*"]
 
 
+async def test_the_most_counts_the_questions_for_words(toys: Toys) -> None:
+    task = make_task(2, train=60, dev=1)
+    changes: dict[str, object] = {
+        "budget": {"seconds": 1e6}, "verbalizer.kind": "weighted", "verbalizer.words": 128,
+        "search.rounds": 1, "search.minibatch": 1, "search.popsize": 3,
+    }  # fmt: skip
+    made = await estimate(make_settings(task, changes), task, probes=0)
+    result = await run_toy(task, changes)
+    assert scored(result) <= made.most[-1].scored
+
+
 def _bounded(most: Figures, spent: dict[str, int | float]) -> None:
     assert spent["scored"] <= most.scored
     assert spent["prompt_tokens"] <= most.prompt_tokens
