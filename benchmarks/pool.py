@@ -31,10 +31,11 @@ from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.assessment import SPREAD
 from fedbpt_api.run.opening import open_parties
 from fedbpt_api.run.origins import Shown, shown_examples, written_lines
+from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.words import choose_words
 from fedbpt_api.scoring.backend import Backend, Floats
 from fedbpt_api.scoring.budget import Budget
-from fedbpt_api.scoring.encode import Encoder
+from fedbpt_api.scoring.encode import EncodedText, Encoder
 from fedbpt_api.scoring.scorer import Scorer
 from fedbpt_api.task import Example
 from fedbpt_api.verbalizer import Kind, fit
@@ -58,44 +59,73 @@ def score(
     rows: Annotated[int, typer.Option(help="Rows of the development file; 0: all, as they are.")] = 300,
     sizes: Annotated[str, typer.Option(help="Prompts with so many lines a label.")] = SIZES,
 ) -> None:
-    suite = load_suite(file).model_copy(update={"set": {"backend.kind": "vllm", "backend.base_url": url}})
-    asyncio.run(_score(suite, dataset, out, rows, {int(k): n for k, n in json.loads(sizes).items()}))
+    asyncio.run(_score(on(file, url), dataset, out, rows, {int(k): n for k, n in json.loads(sizes).items()}))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Texts with their labels, splits and parts (`texts_of`), the parties to ask, and prompts to try on them.
+
+    `prompts` are (lines a label, text): the user's `given` first, then those with lines that the model wrote.
+    """
+
+    parties: Parties
+    data: Sequence[EncodedText]
+    labels: npt.NDArray[np.intp]
+    parts: npt.NDArray[np.int_]
+    trained: npt.NDArray[np.bool_]
+    prompts: list[tuple[int, str]]
+    given: int
+
+    @classmethod
+    async def of(cls, suite: Suite, dataset: str, rows: int, sizes: dict[int, int]) -> Drawn:
+        """As a run would write lines; for each number of lines a label so many prompts."""
+        settings, task = prepared(suite, Cell(dataset, "one", "ensemble", 400_000, SPLITS[0]))
+        parties = await open_parties(settings, task, lambda: False)
+        parties.start()
+        texts = await texts_of(suite, dataset, parties, rows)
+        assessor = Assessor(parties, settings, lambda event: None)
+        await choose_words(parties, assessor)
+        for text in settings.prompts:
+            await assessor.assess(await parties.backend.tokenize(text), "start")
+        shown = await shown_examples(assessor)
+        lines = await written_lines(assessor, shown)
+        prompts = [(0, text) for text in settings.prompts]
+        rng = np.random.default_rng(5)
+        for size, number in sizes.items():
+            for draw in range(number):
+                lead = settings.prompts[draw % len(settings.prompts)]
+                prompts.append((size, lead + await _examples(parties.backend, shown, lines, size, rng)))
+        return cls(parties, *texts, prompts, len(settings.prompts))
+
+
+def on(suite: Path, url: str) -> Suite:
+    """A suite's tasks on a vLLM."""
+    backend = {"backend.kind": "vllm", "backend.base_url": url}
+    return load_suite(suite).model_copy(update={"set": backend})
 
 
 async def _score(suite: Suite, dataset: str, out: Path, rows: int, sizes: dict[int, int]) -> None:
-    settings, task = prepared(suite, Cell(dataset, "one", "ensemble", 400_000, SPLITS[0]))
-    parties = await open_parties(settings, task, lambda: False)
-    parties.start()
-    data, labels, parts, trained = await texts_of(suite, dataset, parties, rows)
+    drawn = await Drawn.of(suite, dataset, rows, sizes)
+    parties, parts = drawn.parties, drawn.parts
     print(f"splits and texts: {dict(zip(*np.unique(parts, return_counts=True), strict=True))}")
-    assessor = Assessor(parties, settings, lambda event: None)
-    await choose_words(parties, assessor)
-    for text in settings.prompts:
-        await assessor.assess(await parties.backend.tokenize(text), "start")
-    shown = await shown_examples(assessor)
-    lines = await written_lines(assessor, shown)
-    texts = [(0, text) for text in settings.prompts]
-    rng = np.random.default_rng(5)
-    for size, number in sizes.items():
-        for draw in range(number):
-            lead = settings.prompts[draw % len(settings.prompts)]
-            texts.append((size, lead + await examples_of(parties.backend, shown, lines, size, rng)))
     scorer = Scorer(parties.backend, Budget(), shelf=parties.local[0].scorer.shelf)
     scorer.use_words(parties.words)
     found: list[Floats] = []
-    for size, text in texts:
-        found.append(await scorer.score(await parties.backend.tokenize(text), data))
-        print(f"{len(found)} of {len(texts)} prompts ({size} lines a label)", flush=True)
+    for size, text in drawn.prompts:
+        found.append(await scorer.score(await parties.backend.tokenize(text), drawn.data))
+        print(f"{len(found)} of {len(drawn.prompts)} prompts ({size} lines a label)", flush=True)
         done = len(found)
         np.savez(
-            out, logprobs=np.array(found, dtype=np.float32), labels=labels, parts=parts, trained=trained,
-            sizes=np.array([n for n, _ in texts[:done]]), words=np.array(parties.words),
+            out, logprobs=np.array(found, dtype=np.float32),
+            labels=drawn.labels, parts=parts, trained=drawn.trained,
+            sizes=np.array([n for n, _ in drawn.prompts[:done]]), words=np.array(parties.words),
             groups=json.dumps([list(group) for group in parties.groups]),
         )  # fmt: skip
     await parties.aclose()
 
 
-async def examples_of(
+async def _examples(
     backend: Backend,
     shown: Sequence[Shown],
     lines: Sequence[Sequence[Line]],

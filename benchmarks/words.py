@@ -21,15 +21,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from pool import HERE, SPLITS, Places, examples_of, texts_of
+from pool import HERE, Drawn, Places, on
 
-from fedbpt_api.bench.grid import Cell, prepared
-from fedbpt_api.bench.suite import Suite, load_suite
+from fedbpt_api.bench.suite import Suite
 from fedbpt_api.prompts.space import Ids
-from fedbpt_api.run.assess import Assessor
-from fedbpt_api.run.opening import open_parties
-from fedbpt_api.run.origins import shown_examples, written_lines
-from fedbpt_api.run.words import choose_words
 from fedbpt_api.scoring.backend import Backend, Floats, Prompt
 from fedbpt_api.scoring.encode import EncodedText
 from fedbpt_api.verbalizer import deviations, fit, word_sums
@@ -48,25 +43,13 @@ def score(
     rows: Annotated[int, typer.Option(help="Rows of the development file.")] = 200,
     draws: Annotated[int, typer.Option(help="Prompts with examples.")] = 4,
 ) -> None:
-    suite = load_suite(file).model_copy(update={"set": {"backend.kind": "vllm", "backend.base_url": url}})
-    asyncio.run(_score(suite, dataset, out, rows, draws))
+    asyncio.run(_score(on(file, url), dataset, out, rows, draws))
 
 
 async def _score(suite: Suite, dataset: str, out: Path, rows: int, draws: int) -> None:
-    settings, task = prepared(suite, Cell(dataset, "one", "ensemble", 400_000, SPLITS[0]))
-    parties = await open_parties(settings, task, lambda: False)
-    parties.start()
-    data, labels, parts, trained = await texts_of(suite, dataset, parties, rows)
-    assessor = Assessor(parties, settings, lambda event: None)
-    await choose_words(parties, assessor)
-    for text in settings.prompts:
-        await assessor.assess(await parties.backend.tokenize(text), "start")
-    shown = await shown_examples(assessor)
-    lines = await written_lines(assessor, shown)
-    rng, prompts = np.random.default_rng(5), list(settings.prompts)
-    for draw in range(draws):
-        lead = settings.prompts[draw % len(settings.prompts)]
-        prompts.append(lead + await examples_of(parties.backend, shown, lines, 1, rng))
+    drawn = await Drawn.of(suite, dataset, rows, {1: draws})
+    parties, data, parts, trained = drawn.parties, drawn.data, drawn.parts, drawn.trained
+    prompts = [text for _, text in drawn.prompts]
     lists, _ = await parties.backend.top_words(_under(await parties.backend.tokenize(prompts[0]), data), 200)
     named: dict[int, None] = dict.fromkeys(parties.label_tokens)
     listed: dict[int, list[int]] = {}
@@ -81,9 +64,10 @@ async def _score(suite: Suite, dataset: str, out: Path, rows: int, draws: int) -
         found.append(await _named(parties.backend, _under(ids, data), words, len(parties.label_tokens)))
         print(f"{len(found)} of {len(prompts)} prompts, {len(words)} words", flush=True)
         np.savez(
-            out, logprobs=np.array(found, dtype=np.float32), labels=labels, parts=parts, trained=trained,
-            words=np.array(words), groups=json.dumps([list(group) for group in parties.groups]),
-            listed=json.dumps(listed), given=len(settings.prompts),
+            out, logprobs=np.array(found, dtype=np.float32),
+            labels=drawn.labels, parts=parts, trained=trained, words=np.array(words),
+            groups=json.dumps([list(group) for group in parties.groups]), listed=json.dumps(listed),
+            given=drawn.given,
         )  # fmt: skip
     await parties.aclose()
 
