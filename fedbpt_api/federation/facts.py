@@ -60,7 +60,7 @@ class Facts:
                 dev=plain.whole(fields["dev"]),
                 test=plain.whole(fields["test"]),
                 labels=tuple(plain.whole(n) for n in fields["labels"]),
-                tokens=plain.to_ids(fields["tokens"]),
+                tokens=plain.to_words(fields["tokens"]),
                 longest=plain.whole(fields["longest"]),
                 info=info,
                 limit=None if fields["scored"] is None else plain.whole(fields["scored"], 1),

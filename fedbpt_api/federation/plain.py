@@ -78,9 +78,19 @@ def to_length(value: Plain, most: int) -> int:
 @reading
 def to_ids(value: Plain) -> Ids:
     """Token ids."""
+    return _numbers(value, 0)
+
+
+@reading
+def to_words(value: Plain) -> Ids:
+    """What answers are read for: token ids, numbers of label words that begin alike (`LabelTrie.tokens`)."""
+    return _numbers(value, -_MAX_IDS)
+
+
+def _numbers(value: Plain, low: int) -> Ids:
     if not isinstance(value, list) or len(value) > _MAX_IDS:
         raise ValueError("expected a list of token ids")
-    return tuple(whole(token, 0, _MAX_TOKEN) for token in value)
+    return tuple(whole(token, low, _MAX_TOKEN) for token in value)
 
 
 @reading

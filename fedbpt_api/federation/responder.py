@@ -144,12 +144,12 @@ class Responder:
             case "weighed" if hidden is not None:
                 return partial(_at_once, partial(hidden.weighed, fields, body))
             case "words":
-                words = plain.to_ids(fields["words"])
+                words = self._own_words(fields["words"])
                 if not 0 < len(words) <= client.info.max_words:
                     raise ValueError(f"{len(words)} words cannot be named")
                 return partial(self._words, words)
             case "word sums":
-                words = plain.to_ids(fields["words"])
+                words = self._own_words(fields["words"])
                 named = plain.whole(fields["named"], 0, MAX_PAIRS)
                 if named and len(words) >= client.info.max_words:
                     raise ValueError(f"no words can be named beside {len(words)}")
@@ -213,6 +213,12 @@ class Responder:
     @property
     def _width(self) -> int:
         return len(self._client.scorer.words)
+
+    def _own_words(self, value: plain.Plain) -> Ids:
+        words = plain.to_words(value)
+        if strange := [word for word in words if word < 0 and word not in self._tokens]:
+            raise ValueError(f"there is no label word {-strange[0]}")
+        return words
 
     def _fits_words(self, reading: Reading) -> bool:
         return reading.words == self._client.scorer.words

@@ -243,6 +243,15 @@ async def test_sums_that_cannot_be_are_refused(changed: dict[str, Any], problem:
         await party.evaluate(await start_ids(), Verbalizer.from_words(WORDS, GROUPS))
 
 
+@pytest.mark.parametrize(("words", "kind"), [([-1, -2, 300], "done"), ([-3, 300], "failed")])
+async def test_numbers_of_words_that_begin_alike_are_those_of_the_label_words(
+    words: list[int], kind: str
+) -> None:
+    responder = Responder(await make_client(), (-1, -2))
+    answer = opened(await responder.answer(seal(Envelope("words", {"words": words, "grant": 100}))))
+    assert answer.kind == kind
+
+
 async def test_a_search_by_another_name_is_refused() -> None:
     responder = Responder(await make_client("client9"))
 

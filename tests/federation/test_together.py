@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,13 @@ from fedbpt_api.run.events import Assessed, Event
 from fedbpt_api.run.replay import replay
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.run.tune import Tuner
-from toy import Toys, make_task
+from fedbpt_api.task import LabelWords
+from toy import ALIKE, LABEL_WORDS, Toys, make_task
 from toy_runs import after_round, make_settings
 
 SPENT: dict[str, object] = {"search.choice": "committee", "search.ensemble": 2, "budget.scored": 800}
 RUNS: dict[str, dict[str, object]] = {
-    "rounds": {"search.rounds": 4},
+    "rounds": {"search.rounds": 4, "budget.scored": 4000},
     "averages": {"search.rounds": 3, "federation.aggregator": "fedavg"},
     "together": {
         "search.choice": "committee",
@@ -43,9 +45,11 @@ RUNS: dict[str, dict[str, object]] = {
 }
 
 
-async def run(changes: dict[str, object], folder: Path | None = None) -> tuple[RunResult, list[Assessed]]:
+async def run(
+    changes: dict[str, object], folder: Path | None = None, label_words: LabelWords = LABEL_WORDS
+) -> tuple[RunResult, list[Assessed]]:
     """A toy run of four parties; the prompts that it judged."""
-    task = make_task(clients=4)
+    task = replace(make_task(clients=4), label_words=label_words)
     judged: list[Assessed] = []
 
     def listen(event: Event) -> None:
@@ -61,10 +65,12 @@ def pooled(result: RunResult) -> dict[str, object]:
     return {row.method: (row.n, row.accuracy) for row in result.test.rows if row.client == "*"}
 
 
-@pytest.mark.parametrize("name", list(RUNS))
-async def test_a_run_of_sums_is_the_run(toys: Toys, name: str) -> None:
-    plain, judged = await run(RUNS[name])
-    summed, again = await run(RUNS[name] | {"privacy.mode": "sums"})
+@pytest.mark.parametrize(
+    ("name", "label_words"), [*((name, LABEL_WORDS) for name in RUNS), ("rounds", ALIKE)]
+)
+async def test_a_run_of_sums_is_the_run(toys: Toys, name: str, label_words: LabelWords) -> None:
+    plain, judged = await run(RUNS[name], label_words=label_words)
+    summed, again = await run(RUNS[name] | {"privacy.mode": "sums"}, label_words=label_words)
     assert summed.prompt == plain.prompt
     assert [a.prompt for a in again] == [a.prompt for a in judged]
     for field in ("loss", "train_loss", "dev_loss"):
