@@ -16,6 +16,7 @@ import orjson
 from fedbpt_api.errors import BackendError, ConfigError
 from fedbpt_backends.headers import NAME, VALUE
 from fedbpt_backends.pacing import Pacer, Refusal, Trouble, persist
+from fedbpt_backends.ways import Spoiled
 
 _USER = re.compile(r"//[^/@]*@")  # in an address: name and password
 SHAPE_ERRORS = (AttributeError, KeyError, IndexError, TypeError, ValueError)
@@ -81,7 +82,8 @@ class Http:
             try:
                 return read(answer)
             except BackendError as error:
-                raise Trouble(error.message, hint=error.hint) from error
+                chance = isinstance(error, Spoiled)
+                raise Trouble(error.message, hint=error.hint, chance=chance) from error
             except SHAPE_ERRORS as error:
                 wrong = expected(place, error)
                 raise Trouble(wrong.message, hint=wrong.hint) from error

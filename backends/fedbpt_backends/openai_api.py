@@ -208,7 +208,7 @@ class OpenAIBackend:
             self._same(answer.get("system_fingerprint"))
             found = route.lists_of(answer, len(texts))
             if any(spoiled(one, route.top_k) for one in found):
-                raise Trouble(f"{self._client.base_url} sent {SPOILED}")
+                raise Trouble(f"{self._client.base_url} sent {SPOILED}", chance=True)
             cost = used(answer, [len(self._vocabulary.tokenize(text)) for text in texts])
             return list(zip(found, cost, strict=True))
 

@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
-from tenacity.wait import wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from tenacity.wait import wait_random, wait_random_exponential
 
 from fedbpt_api.errors import BackendError, QuotaError
 
 T = TypeVar("T")
 ATTEMPTS = 6
+CHANCES = 30  # where each attempt may fail by chance, and the server is well
 PATIENCE = 300.0  # seconds; a server that wants a longer pause ends the run, resumably
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
@@ -40,15 +41,24 @@ class Trouble(Exception):
         what: What happened, in the server's words where it had any.
         busy: Whether there were too many requests (429).
         down: Whether the server itself is in trouble (5xx): everything pauses.
+        chance: Whether it is chance, with nothing amiss: tried many times, nearly at once.
         wait: Seconds that the server asks to wait.
         hint: What to do where it goes on like that.
     """
 
     def __init__(
-        self, what: str, *, busy: bool = False, down: bool = False, wait: float | None = None, hint: str = ""
+        self,
+        what: str,
+        *,
+        busy: bool = False,
+        down: bool = False,
+        chance: bool = False,
+        wait: float | None = None,
+        hint: str = "",
     ) -> None:
         super().__init__(what)
         self.what, self.busy, self.down, self.wait, self.hint = what, busy, down, wait, hint
+        self.chance = chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,14 +185,16 @@ async def persist(pacer: Pacer, send: Callable[[], Awaitable[T]]) -> T:
     """
 
     def wait(state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.wait if isinstance(error, Trouble) and error.wait else 0.0
-        return max(asked, _backoff(state))
+        trouble = _trouble(state)
+        return _soon(state) if trouble.chance else max(trouble.wait or 0.0, _backoff(state))
+
+    def enough(state: RetryCallState) -> bool:
+        return state.attempt_number >= (CHANCES if _trouble(state).chance else ATTEMPTS)
 
     try:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(Trouble),
-            stop=stop_after_attempt(ATTEMPTS),
+            stop=enough,
             wait=wait,
             sleep=asyncio.sleep,
             reraise=True,
@@ -203,13 +215,19 @@ async def persist(pacer: Pacer, send: Callable[[], Awaitable[T]]) -> T:
                 return answer
     except Trouble as trouble:
         raise BackendError(
-            f"{trouble.what} ({ATTEMPTS} times)",
+            f"{trouble.what} ({CHANCES if trouble.chance else ATTEMPTS} times)",
             trouble.hint or "is the server well? what was paid for is kept",
         ) from trouble
     raise AssertionError("unreachable")
 
 
+def _trouble(state: RetryCallState) -> Trouble:
+    error = state.outcome.exception() if state.outcome else None
+    return error if isinstance(error, Trouble) else Trouble("nothing has failed")
+
+
 _backoff = wait_random_exponential(multiplier=0.5, max=20)
+_soon = wait_random(0, 0.2)
 
 
 def asked_wait(headers: Mapping[str, str]) -> float | None:

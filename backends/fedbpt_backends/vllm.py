@@ -35,7 +35,7 @@ from fedbpt_backends.pacing import Pacer
 from fedbpt_backends.probe import Probe, served_model
 from fedbpt_backends.tensor_file import torch_bytes
 from fedbpt_backends.vllm_process import VllmProcess
-from fedbpt_backends.ways import SPOILED, Choice, NamedTokens, TopK, Way, checked, spoiled, way_named
+from fedbpt_backends.ways import SPOILED, Choice, NamedTokens, Spoiled, TopK, Way, checked, spoiled, way_named
 
 _LIST = 128  # inputs in a request; vLLM takes 1,024, but a list fails or waits as a whole
 _DOUBTS = 2  # times that an inability is asked about again
@@ -359,7 +359,7 @@ def _listed(choice: Mapping[str, Any], k: int, place: str) -> dict[int, float]:
     top = choice["logprobs"]["top_logprobs"][0]
     found = {int(key.removeprefix("token_id:")): float(value) for key, value in top.items()}
     if spoiled(found, k):
-        raise BackendError(f"{place} sent {SPOILED}", "have the others use a server of their own")
+        raise Spoiled(f"{place} sent {SPOILED}", "have the others use a server of their own")
     return found
 
 

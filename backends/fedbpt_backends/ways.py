@@ -31,6 +31,11 @@ NEVER = -9000.0
 
 SPOILED = "a list of nothing but -9999, as vLLM does while somebody else names token ids"
 
+
+class Spoiled(BackendError):
+    """Somebody else's request has spoiled the answer; the next one may be well."""
+
+
 _FEW = 5  # log-probabilities that every list of as many entries has
 _REST = 1e-6  # what a list leaves is known no better: the servers' numbers are float32
 
@@ -118,7 +123,7 @@ class TopK:
     def read(self, choice: Mapping[str, Any], words: Sequence[int]) -> Reading:
         top = choice["logprobs"]["top_logprobs"][0]
         if spoiled(top, self.k):
-            raise BackendError(f"the server sent {SPOILED}")
+            raise Spoiled(f"the server sent {SPOILED}")
         if self.ids:
             return bounded(
                 {key: float(value) for key, value in top.items()}, [f"token_id:{w}" for w in words]

@@ -240,7 +240,8 @@ async def _written(assessor: Assessor, shown: Sequence[Shown]) -> Mapping[str, S
     for number, client in enumerate(parties.clients):
         own = client.budget.limits.scored
         most = None if own is None else int(_WRITING * own / cost)
-        dealt[client.name] = jobs[number :: len(parties.clients)][:most]
+        own_jobs = sorted(jobs[number :: len(parties.clients)], key=lambda job: (job.seed[-1], job.label))
+        dealt[client.name] = own_jobs[:most]  # the labels in turn: what it cannot do, no label lacks alone
     timeout = assessor.settings.federation.timeout
     # In this process so many questions follow each other; elsewhere they are one.
     longest = 1 if parties.apart else max(1, max(map(len, dealt.values())) * cost)

@@ -24,7 +24,7 @@ from toy import TEXTS, ToyBackend
 
 Fault = Literal[
     "", "429", "429 at once", "500", "503", "reset", "hang-up", "stall", "truncated", "shuffled",
-    "other ids", "missing", "changed", "400", "401", "quota",
+    "other ids", "missing", "spoiled", "changed", "400", "401", "quota",
 ]  # fmt: skip
 Script = Callable[[int, int], Fault]
 """From the number of a completions request (from 1) and how often its body came so far, to what happens."""
@@ -226,6 +226,9 @@ class FakeVllm:
         if fault == "other ids" and named is not None:  # in a list of probable tokens nobody could tell
             for choice in choices:
                 choice["logprobs"] = _renamed(choice["logprobs"])
+        if fault == "spoiled" and named is None:  # as beside a request that names tokens
+            for choice in choices:
+                choice["logprobs"] = _spoiled(choice["logprobs"])
         tokens = sum(map(len, prompts))
         return 200, {
             "id": "cmpl-1", "object": "text_completion", "model": "toy", "choices": choices,
@@ -274,6 +277,13 @@ def _renamed(logprobs: Any) -> Any:
     (top,) = logprobs["top_logprobs"]
     shifted = {f"token_id:{int(key.removeprefix('token_id:')) + 1}": v for key, v in top.items()}
     return logprobs | {"top_logprobs": [shifted]}
+
+
+def _spoiled(logprobs: Any) -> Any:
+    """All but the most probable token as if they were impossible."""
+    (top,) = logprobs["top_logprobs"]
+    best = max(top, key=top.__getitem__)
+    return logprobs | {"top_logprobs": [{key: v if key == best else -9999.0 for key, v in top.items()}]}
 
 
 def piece(text: str) -> str:

@@ -22,6 +22,7 @@ from backends.fake_vllm import (
 )
 from fedbpt_api import FedbptError, RunResult, TunedPrompt, tune
 from fedbpt_api.run.events import Event
+from fedbpt_api.scoring.backend import Prompt
 from fedbpt_api.scoring.registry import open_backend
 from fedbpt_api.task import Task
 from fedbpt_backends import pacing
@@ -50,6 +51,7 @@ class Whole:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pacing, "_backoff", lambda state: 0.0)
+    monkeypatch.setattr(pacing, "_soon", lambda state: 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +137,23 @@ async def test_a_request_that_stalls_is_sent_again(
     result = await run(fake, task, weights, tmp_path / "run", {"backend.timeout": 1.0})
     assert fake.faults["stall"] == 1
     assert whole.told_alike(tmp_path / "run", result)
+
+
+async def test_lists_that_another_program_spoils_are_asked_for_until_they_are_well(weights: Path) -> None:
+    """While another one names tokens half of the lists are; a line takes twenty in a row."""
+    fake, prompts = FakeVllm(), [Prompt((1, 2, 3)), Prompt((4, 5, 6))]
+    async with fake.serve() as url:
+        backend = await open_backend("vllm", base_url=url, weights=str(weights))
+        try:
+            before, _ = await backend.top_words(prompts, 60)
+            fake.script = lambda number, repeat: "spoiled" if repeat % 20 else ""
+            assert (await backend.top_words(prompts, 60))[0] == before
+            assert fake.faults["spoiled"] > pacing.ATTEMPTS
+            fake.script = always("spoiled")
+            with pytest.raises(FedbptError, match=r"-9999.*30 times"):
+                await backend.top_words(prompts, 60)
+        finally:
+            await backend.aclose()
 
 
 @pytest.mark.parametrize("fault", ["429", "503", "reset", "truncated"])

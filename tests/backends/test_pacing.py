@@ -18,6 +18,7 @@ from fedbpt_api.errors import BackendError, QuotaError
 from fedbpt_backends import pacing
 from fedbpt_backends.pacing import (
     ATTEMPTS,
+    CHANCES,
     PATIENCE,
     Pacer,
     Refusal,
@@ -292,6 +293,23 @@ def test_trouble_is_tried_again_a_few_times_after_the_wait_that_was_asked_for(
                 assert sender.sent == ATTEMPTS
             assert clock.now - began >= (sender.sent - 1) * (wait or 0.0)
             assert pacer.free == pacer.limit
+
+    asyncio.run(scenario())
+
+
+@given(st.integers(0, CHANCES + 2))
+def test_what_fails_by_chance_is_tried_many_times_with_hardly_a_wait(failures: int) -> None:
+    async def scenario() -> None:
+        with fake_time() as clock:
+            began, pacer = clock.now, Pacer()
+            sender = Sender([Trouble("another one's", chance=True)] * failures)
+            if failures < CHANCES:
+                assert await persist(pacer, sender) == "answer"
+            else:
+                with pytest.raises(BackendError, match=f"{CHANCES} times"):
+                    await persist(pacer, sender)
+            assert sender.sent == min(failures + 1, CHANCES)
+            assert clock.now - began <= 0.2 * failures
 
     asyncio.run(scenario())
 

@@ -188,6 +188,15 @@ async def test_writing_takes_a_small_share_of_a_clients_own_budget(toys: Toys) -
     assert result.spent["client0"]["scored"] <= 300
 
 
+async def test_parties_with_little_of_their_own_write_for_every_label(toys: Toys) -> None:
+    """Each of three has two lines to write; for one label alone they would be of no use."""
+    own: Values = {f"clients.{n}.budget": {"scored": 400} for n in range(3)}
+    events: list[Event] = []
+    _, judged = await run(toys, None, EXAMPLES | own | {"budget": {"scored": 20_000}}, events)
+    assert shown(judged)
+    assert not [event.message for event in events if isinstance(event, Noted) and "random" in event.message]
+
+
 async def test_nothing_is_written_where_no_prompt_with_examples_could_be_judged(toys: Toys) -> None:
     small: Values = {"budget": {"scored": 1000}, "search.rounds": 1, "search.form": "auto"}
     asked = 0
