@@ -31,6 +31,7 @@ from fedbpt_api.verbalizer import deviations, fit, word_sums
 
 READ = 128  # words that are read, label words among them
 LISTED = 372  # words by the lists, of which others choose
+SIZES = (32, 64, 128, 192, 256, LISTED)  # words that are read, where a server names so many
 app = typer.Typer(add_completion=False)
 
 
@@ -94,8 +95,8 @@ def _between(rows: Floats, labels: Places) -> Floats:
     return found
 
 
-Ways = dict[str, Callable[[Floats, Places], Floats]]  # of log-probabilities [n, W] and labels
-WAYS: Ways = {
+Way = Callable[[Floats, Places], Floats]  # of log-probabilities [n, W] and labels
+WAYS: dict[str, Way] = {
     "as listed": lambda rows, labels: -np.arange(float(rows.shape[1])),
     "by name: deviations": lambda rows, labels: deviations(rows),
     "by name: and three times what lies between labels": lambda rows, labels: (
@@ -111,22 +112,28 @@ def study(file: Annotated[Path, typer.Argument(help="What `score` wrote.")]) -> 
     words, groups = data["words"].tolist(), json.loads(str(data["groups"]))
     listed: dict[str, list[int]] = json.loads(str(data["listed"]))
     place, first = {token: i for i, token in enumerate(words)}, sum(map(len, groups))
+
+    def told(most: int, rank: Way, size: int) -> str:
+        cells, given = [], int(data["given"])
+        for split, tokens in listed.items():
+            own = data["parts"] == int(split)
+            columns = np.array([place[token] for token in tokens[:most]])
+            asked = _normalised(rows[0][own & data["trained"]], columns, first)
+            sums = rank(asked, labels[own & data["trained"]])
+            chosen = columns[np.argsort(-sums, kind="stable")][: size - first]
+            read = np.concatenate([np.arange(first), chosen])
+            cells.append(_tried(rows[:, :, read], labels, own, [words[i] for i in read], groups, given))
+        one, drawn, nats, together = np.mean(cells, axis=0)
+        return f"{one:.3f}; {drawn:.3f} ({nats:.3f}); {together:.3f}"
+
     print(
         "accuracy (nats) on texts outside the split: first prompt; one with examples; all of these together"
     )
     for most in (LISTED, 2 * (READ - first)):
         for way, rank in WAYS.items():
-            cells, given = [], int(data["given"])
-            for split, tokens in listed.items():
-                own = data["parts"] == int(split)
-                columns = np.array([place[token] for token in tokens[:most]])
-                asked = _normalised(rows[0][own & data["trained"]], columns, first)
-                sums = rank(asked, labels[own & data["trained"]])
-                chosen = columns[np.argsort(-sums, kind="stable")][: READ - first]
-                read = np.concatenate([np.arange(first), chosen])
-                cells.append(_tried(rows[:, :, read], labels, own, [words[i] for i in read], groups, given))
-            one, drawn, nats, together = np.mean(cells, axis=0)
-            print(f"  {most} listed, {way}: {one:.3f}; {drawn:.3f} ({nats:.3f}); {together:.3f}")
+            print(f"  {most} listed, {way}: {told(most, rank, READ)}")
+    for size in SIZES:
+        print(f"  {size} words that vary most by name: {told(LISTED, WAYS['by name: deviations'], size)}")
 
 
 def _normalised(rows: Floats, columns: Places, first: int) -> Floats:
