@@ -19,7 +19,7 @@ from fedbpt_api.federation.messages import Broadcast
 from fedbpt_api.federation.noise import bounded, clipped
 from fedbpt_api.federation.tally import Contestant, Ints, Sums, Tally
 from fedbpt_api.prompts.space import AnyPrompt, Asked, Ids, PromptSpace, members_of
-from fedbpt_api.prompts.written import CHOICES, SHORTEST, Job, Line, write_line
+from fedbpt_api.prompts.written import CHOICES, SHORTEST, Job, Line, in_turn, write_line
 from fedbpt_api.scoring.backend import BackendInfo, Bools, Floats
 from fedbpt_api.scoring.budget import Budget, BudgetSpent
 from fedbpt_api.scoring.encode import EMPTY, EncodedSet, EncodedText, longest
@@ -202,7 +202,7 @@ class Client:
         """
         lines: list[Line] = []
         try:
-            for job in jobs:
+            for job in in_turn(jobs):
                 line = await self._write_one(job, judge)
                 if len(line.ids) >= SHORTEST:
                     lines.append(line)

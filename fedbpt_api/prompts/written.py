@@ -9,7 +9,7 @@ from lists of probable words, one call a token.)
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,11 @@ class Line:
     label: int
     ids: Ids
     confidence: float
+
+
+def in_turn(jobs: Sequence[Job]) -> list[Job]:
+    """The first line of every label, then the second of every one: an end in between is no label's alone."""
+    return sorted(jobs, key=lambda job: (job.seed[-1:], job.label))
 
 
 async def write_line(

@@ -30,7 +30,7 @@ from fedbpt_api.prompts.codebook import (
 )
 from fedbpt_api.prompts.soft import SoftSpace
 from fedbpt_api.prompts.space import Asked, Ensemble, Ids, PromptSpace
-from fedbpt_api.prompts.written import Job, Line
+from fedbpt_api.prompts.written import Job, Line, in_turn
 from fedbpt_api.run.assess import START, Assessor
 from fedbpt_api.run.assessment import SPREAD, Assessment
 from fedbpt_api.run.config import Settings
@@ -240,8 +240,8 @@ async def _written(assessor: Assessor, shown: Sequence[Shown]) -> Mapping[str, S
     for number, client in enumerate(parties.clients):
         own = client.budget.limits.scored
         most = None if own is None else int(_WRITING * own / cost)
-        own_jobs = sorted(jobs[number :: len(parties.clients)], key=lambda job: (job.seed[-1], job.label))
-        dealt[client.name] = own_jobs[:most]  # the labels in turn: what it cannot do, no label lacks alone
+        own_jobs = jobs[number :: len(parties.clients)]
+        dealt[client.name] = own_jobs if most is None else in_turn(own_jobs)[:most]
     timeout = assessor.settings.federation.timeout
     # In this process so many questions follow each other; elsewhere they are one.
     longest = 1 if parties.apart else max(1, max(map(len, dealt.values())) * cost)

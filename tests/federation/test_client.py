@@ -118,6 +118,17 @@ async def test_a_budget_that_ends_while_lines_are_written_gives_those_that_are_d
         assert short.scorer.budget.spent.scored <= limit
 
 
+async def test_lines_are_written_for_the_labels_in_turn() -> None:
+    judge = Reference(await start_ids(), Verbalizer.from_words(WORDS, GROUPS))
+    given = [replace(job, seed=(7, number % 3)) for number, job in enumerate(await jobs(0, 0, 0, 1, 1, 1))]
+    whole = await make_client()
+    lines = await whole.write(given, judge)
+    assert [line.label for line in lines] == [0, 1, 0, 1, 0, 1]
+    short = await make_client(limits=Limits(scored=whole.scorer.budget.spent.scored // 2))
+    found = await short.write(given, judge)
+    assert {line.label for line in found} == {0, 1} and len(found) < 6
+
+
 async def test_at_most_500_pairs_are_sent_for_the_word_list() -> None:
     client = await make_client(train=60)
     pairs = await client.word_sums(await start_ids())
