@@ -59,6 +59,7 @@ class Trouble(Exception):
         super().__init__(what)
         self.what, self.busy, self.down, self.wait, self.hint = what, busy, down, wait, hint
         self.chance = chance
+        self.attempts = CHANCES if chance else ATTEMPTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,7 @@ async def persist(pacer: Pacer, send: Callable[[], Awaitable[T]]) -> T:
         return _soon(state) if trouble.chance else max(trouble.wait or 0.0, _backoff(state))
 
     def enough(state: RetryCallState) -> bool:
-        return state.attempt_number >= (CHANCES if _trouble(state).chance else ATTEMPTS)
+        return state.attempt_number >= _trouble(state).attempts
 
     try:
         async for attempt in AsyncRetrying(
@@ -215,7 +216,7 @@ async def persist(pacer: Pacer, send: Callable[[], Awaitable[T]]) -> T:
                 return answer
     except Trouble as trouble:
         raise BackendError(
-            f"{trouble.what} ({CHANCES if trouble.chance else ATTEMPTS} times)",
+            f"{trouble.what} ({trouble.attempts} times)",
             trouble.hint or "is the server well? what was paid for is kept",
         ) from trouble
     raise AssertionError("unreachable")

@@ -240,6 +240,7 @@ async def _written(assessor: Assessor, shown: Sequence[Shown]) -> Mapping[str, S
     for number, client in enumerate(parties.clients):
         own = client.budget.limits.scored
         most = None if own is None else int(_WRITING * own / cost)
+        # Whoever deals on (`Together`) deals label by label; a party takes the labels in turn itself.
         own_jobs = jobs[number :: len(parties.clients)]
         dealt[client.name] = own_jobs if most is None else in_turn(own_jobs)[:most]
     timeout = assessor.settings.federation.timeout
