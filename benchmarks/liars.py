@@ -36,9 +36,9 @@ from fedbpt_api.methods.searching import Stop
 from fedbpt_api.prompts.space import Asked, Ids
 from fedbpt_api.run.assess import START, Assessor
 from fedbpt_api.run.config import Settings, build_settings
+from fedbpt_api.run.draws import MADE_UP
 from fedbpt_api.run.events import Event, Warned
 from fedbpt_api.run.meter import Meter
-from fedbpt_api.run.origins import MADE_UP
 from fedbpt_api.run.parties import Keep, Parties
 from fedbpt_api.run.suspects import leave_out_suspects
 from fedbpt_api.run.tune import Tuner

@@ -29,8 +29,9 @@ from fedbpt_api.data import read_examples
 from fedbpt_api.prompts.written import Line
 from fedbpt_api.run.assess import Assessor
 from fedbpt_api.run.assessment import SPREAD
+from fedbpt_api.run.draws import Shown
 from fedbpt_api.run.opening import open_parties
-from fedbpt_api.run.origins import Shown, shown_examples, written_lines
+from fedbpt_api.run.origins import shown_examples, written_lines
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.words import choose_words
 from fedbpt_api.scoring.backend import Backend, Floats

@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedbpt_api.run.assess import START
+from fedbpt_api.run.draws import MADE_UP
 from fedbpt_api.run.ensemble import ORIGIN
 from fedbpt_api.run.events import Assessed, Event, Noted, RoundDone, Started, Status, Testing, Warned
-from fedbpt_api.run.origins import MADE_UP
 from fedbpt_api.run.present import show_whitespace
 from fedbpt_api.run.result import RoundRecord
 

@@ -51,10 +51,15 @@ class Plan:
 
     def cost(self, texts: int, inputs: int) -> int:
         """Scored examples that a search takes at most: candidates, the mean, and the reference."""
-        batch = min(self.minibatch or texts, texts)
+        return self.fresh(texts, inputs) + (self.iterations + 1) * self._batch(texts) * inputs
+
+    def fresh(self, texts: int, inputs: int) -> int:
+        """The same for a client that has judged the reference, and will not be asked for its scores again."""
         sets = 2 if self.perturb else 1
-        prompts = sets * (self.population * self.iterations + 1) + self.iterations + 1
-        return prompts * batch * inputs
+        return sets * (self.population * self.iterations + 1) * self._batch(texts) * inputs
+
+    def _batch(self, texts: int) -> int:
+        return min(self.minibatch or texts, texts)
 
 
 @dataclass(frozen=True, slots=True)

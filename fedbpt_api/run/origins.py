@@ -10,59 +10,41 @@ All of them are assessed; they stay in the race to the end, and the best is the 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from fedbpt_api.fanning import side_by_side
 from fedbpt_api.federation.local_search import Reference
 from fedbpt_api.federation.runtime import ask_all
-from fedbpt_api.prompts.codebook import (
-    Codebook,
-    CodebookSpace,
-    demonstrations,
-    drawn_texts,
-    framed,
-    words_after,
-)
+from fedbpt_api.prompts.codebook import Codebook, framed, words_after
 from fedbpt_api.prompts.soft import SoftSpace
-from fedbpt_api.prompts.space import Asked, Ensemble, Ids, PromptSpace
+from fedbpt_api.prompts.space import PromptSpace
 from fedbpt_api.prompts.written import Job, Line, in_turn
 from fedbpt_api.run.assess import START, Assessor
-from fedbpt_api.run.assessment import SPREAD, Assessment
-from fedbpt_api.run.config import Settings
+from fedbpt_api.run.assessment import Assessment
+from fedbpt_api.run.draws import Draws, Shown
 from fedbpt_api.run.events import Noted
-from fedbpt_api.run.padding import blocks_of, settle_padding
 from fedbpt_api.run.parties import Parties
 from fedbpt_api.run.suspects import leave_out_suspects
 from fedbpt_api.scoring.budget import BudgetSpent
 from fedbpt_api.scoring.encode import Encoder
-from fedbpt_api.search.stopping import expected_gain
 from fedbpt_api.task import Example
 from fedbpt_api.verbalizer.committee import alone
 
-_STRIDE = 240  # between the numbers of draws of which one is taken, for the blocks of a cache
-_WAVE = 32  # of them judged side by side, where parties are behind a network
-_FITTING = 8  # of which one is taken, for the blocks of a cache
-_FEWEST = 8  # prompts that are judged before the search may end for want of gain
-MADE_UP = "made-up examples"
-_ORDER = 3  # keys the draw of an order
 _WRITING = 0.1  # of the scored examples that writing lines may take
 _LINES, _LINE = 24, 13  # lines for a label at most, and what writing one costs about
 
 
-class Shown(NamedTuple):
-    """A label's example as the template has it: ids before its text, after it, and of the label word."""
+class Origin(NamedTuple):
+    """Where a search starts: its centre, the space around it, and more draws, where the model writes."""
 
-    before: Ids
-    after: Ids
-    word: Ids
+    centre: Assessment
+    space: PromptSpace
+    draws: Draws | None
 
 
-async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessment, PromptSpace]:
+async def choose_origin(assessor: Assessor, codebook: Codebook) -> Origin:
     """Assess the starting prompts and choose the centre of the search, with the space around it.
 
     Raises:
@@ -71,22 +53,22 @@ async def choose_origin(assessor: Assessor, codebook: Codebook) -> tuple[Assessm
     settings, backend = assessor.settings, assessor.parties.backend
     prompts = list(dict.fromkeys(settings.prompts))
     await assessor.assess_all([(await backend.tokenize(text), None, START) for text in prompts])
-    spaces = await _made_up(assessor, codebook)
+    draws = await _made_up(assessor, codebook)
+    spaces = draws.spaces if draws else {}
     best = assessor.best()
     if settings.search.form == "demonstrations" and spaces:
         best = min((assessor.known[ids] for ids in spaces), key=lambda a: (a.loss, a.train_loss))
     if settings.search.space == "soft":
-        return await settle_padding(assessor, *await _vectors(assessor))
+        return Origin(*await _vectors(assessor), None)
     space = spaces.get(best.prompt)
     if space is None:
         space = await words_after(backend, codebook, best.text, settings.search.positions)
-    return await settle_padding(assessor, best, space)
+    return Origin(best, space, draws)
 
 
-async def _made_up(assessor: Assessor, codebook: Codebook) -> dict[Asked, CodebookSpace]:
-    """Assess prompts with made-up examples, as many as their share of the budget allows; their spaces."""
+async def _made_up(assessor: Assessor, codebook: Codebook) -> Draws | None:
+    """Assess prompts with made-up examples, as many as their share of the budget allows; None if none."""
     settings = assessor.settings
-    spaces: dict[Asked, CodebookSpace] = {}
     shown = () if settings.search.form == "words" else await shown_examples(assessor)
     forced = settings.search.form == "demonstrations"
     share = settings.search.opening
@@ -97,82 +79,17 @@ async def _made_up(assessor: Assessor, codebook: Codebook) -> dict[Asked, Codebo
     written: Any
     written, *_ = await side_by_side([*work, leave_out_suspects(assessor, assessor.best())])
     if not writing or written is None:
-        return spaces
-    try:
-        here = {client.name for client in assessor.parties.clients}
-        lines = _convincing({name: found for name, found in written.items() if name in here}, len(shown))
-        labels = assessor.parties.task.label_words.labels
-        lacking = [label for label, found in zip(labels, lines, strict=True) if not found]
-        if lacking:
-            why = f"the model has written nothing for {', '.join(map(repr, lacking))}"
-            assessor.tell(Noted(f"examples are random words: {why}"))
-        draw = 0
-        while True:
-            begun, wave = draw, dict[Asked, CodebookSpace]()
-            while draw < settings.search.draws and len(wave) < (_WAVE if assessor.parties.apart else 1):
-                if not (assessor.affords(len(wave) + 1, share) or (forced and draw == 0)):
-                    break
-                space = await _drawn(assessor, codebook, shown, lines, draw)
-                draw += 1
-                ids = space.decode(0.0 * space.anchors)
-                if space.dimension and len(ids) <= assessor.parties.room and ids not in spaces:
-                    wave[ids] = space
-            if draw == begun:
-                break
-            spaces |= wave
-            await assessor.assess_all([(ids, None, MADE_UP) for ids in wave])
-            if settled(assessor):
-                break
-    except BudgetSpent:
-        pass  # what was judged until then is in the race
-    return {ids: space for ids, space in spaces.items() if ids in assessor.known}
-
-
-def settled(assessor: Assessor) -> bool:
-    """Whether all prompts that the budget still allows are expected to gain less than `search.min_gain`."""
-    search, parties = assessor.settings.search, assessor.parties
-    words = search.algorithm == "rounds" and search.space == "codebook" and search.choice == "committee"
-    if not search.min_gain or not words or assessor.made_up:
-        return False
-    judged = [a for a in assessor.known.values() if a.dev_sums.n and not isinstance(a.prompt, Ensemble)]
-    texts = Counter(a.dev_sums.n for a in judged)  # fewer once a party has dropped out
-    n, count = max(texts.items(), key=lambda pair: pair[1], default=(0, 0))
-    limit, more = parties.budget.limits.scored, search.draws
-    left = more if limit is None else (limit - parties.budget.spent.scored) // assessor.cost
-    if count < _FEWEST or left < 1:
-        return False
-    losses = np.array([a.dev_sums.mean_loss for a in judged if a.dev_sums.n == n])
-    return expected_gain(losses, n, min(left, more), SPREAD) < search.min_gain
-
-
-async def _drawn(
-    assessor: Assessor, codebook: Codebook, shown: Sequence[Shown], lines: list[list[Line]], draw: int
-) -> CodebookSpace:
-    """The space of one draw; of several where a cache keeps whole blocks, the one that fills them best."""
-    settings = assessor.settings
-    prompts = list(dict.fromkeys(settings.prompts))
-    around = [(s.before, s.after + s.word) for s in shown]
-
-    def arranged(number: int) -> tuple[list[tuple[Ids, Ids]], list[Ids]]:
-        """The labels' examples of a draw, in an order that is drawn too."""
-        texts = _texts(codebook, lines, settings, number)
-        order = np.random.default_rng((settings.seed, number, _ORDER)).permutation(len(around))
-        return [around[k] for k in order], [texts[k] for k in order]
-
-    blocks = blocks_of(assessor)
-    spaces = [
-        await demonstrations(
-            assessor.parties.backend,
-            codebook,
-            prompts[draw % len(prompts)],
-            *arranged(number),
-            settings.search.positions,
-        )
-        for number in range(draw, draw + _STRIDE * (_FITTING if blocks else 1), _STRIDE)
-    ]
-    if blocks is None:
-        return spaces[0]
-    return min(spaces, key=lambda s: (not s.dimension, blocks.cost(len(s.decode(0.0 * s.anchors)))))
+        return None
+    here = {client.name for client in assessor.parties.clients}
+    lines = _convincing({name: found for name, found in written.items() if name in here}, len(shown))
+    labels = assessor.parties.task.label_words.labels
+    lacking = [label for label, found in zip(labels, lines, strict=True) if not found]
+    if lacking:
+        why = f"the model has written nothing for {', '.join(map(repr, lacking))}"
+        assessor.tell(Noted(f"examples are random words: {why}"))
+    draws = Draws(assessor, codebook, shown, lines)
+    await draws.judge(share, forced=forced)
+    return draws
 
 
 async def _vectors(assessor: Assessor) -> tuple[Assessment, PromptSpace]:
@@ -264,15 +181,6 @@ def _convincing(written: Mapping[str, Sequence[Line]], labels: int) -> list[list
     lines.sort(key=lambda line: (-line.confidence, line.ids))
     by_label = [list(dict.fromkeys(line for line in lines if line.label == k)) for k in range(labels)]
     return [found[: (len(found) + 1) // 2] for found in by_label]
-
-
-def _texts(codebook: Codebook, lines: list[list[Line]], settings: Settings, draw: int) -> list[Ids]:
-    """The examples' texts of a draw, one a label."""
-    seed = settings.seed * 1000 + draw
-    if not all(lines):
-        return drawn_texts(codebook, len(lines), settings.search.positions, seed)
-    rng = np.random.default_rng((seed, len(lines)))
-    return [found[int(rng.integers(len(found)))].ids for found in lines]
 
 
 async def shown_examples(assessor: Assessor) -> tuple[Shown, ...]:
