@@ -152,22 +152,19 @@ def summarise(entries: Iterable[Entry], out: Path, head: Mapping[str, str]) -> s
     data = {"about": dict(head), "runs": [asdict(entry) for entry in ordered]}
     (out / "results.json").write_bytes(orjson.dumps(data, option=orjson.OPT_INDENT_2))
     for (task, split), some in _grouped(ordered, lambda e: (e.task, e.split)).items():
-        longest = max(e.budget for e in some)
-        if longest:
-            for name, value, label in (
-                ("accuracy", 2, "development accuracy"),
-                ("loss", 1, "development loss"),
-            ):
-                lines = [
-                    Curve(method, [[(p[0], p[value]) for p in e.curve] for e in runs])
-                    for method, runs in _grouped(
-                        [e for e in some if e.budget == longest and e.curve], _line
-                    ).items()
-                ]
-                if lines:
-                    (out / f"{task}-{split}-{name}.svg").write_text(
-                        curves_svg(lines, "scored examples", f"{label}, best so far"), encoding="utf-8"
-                    )
+        methods = _grouped([e for e in some if e.budget and e.curve], lambda e: e.method)
+        for name, value, label in (
+            ("accuracy", 2, "development accuracy"),
+            ("loss", 1, "development loss"),
+        ):
+            lines = [
+                Curve(method, [[(p[0], p[value]) for p in e.curve] for e in _longest(runs)])
+                for method, runs in methods.items()
+            ]
+            if lines:
+                (out / f"{task}-{split}-{name}.svg").write_text(
+                    curves_svg(lines, "scored examples", f"{label}, best so far"), encoding="utf-8"
+                )
     return text
 
 
@@ -220,8 +217,10 @@ def _csv(entries: Sequence[Entry]) -> str:
     return text.getvalue()
 
 
-def _line(entry: Entry) -> str:
-    return entry.method
+def _longest(runs: Sequence[Entry]) -> list[Entry]:
+    """A method's runs with the largest of its budgets."""
+    most = max(e.budget for e in runs)
+    return [e for e in runs if e.budget == most]
 
 
 def _place(entry: Entry) -> tuple[int, str]:

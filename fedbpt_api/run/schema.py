@@ -137,8 +137,8 @@ class SearchSettings(Section):
         space: Words, "codebook"; or vectors, "soft", where the server takes them.
         form: Words after the prompt, words of examples that the model writes, or whichever does better.
         draws: Most prompts with examples that the model writes.
-        opening: Share of the budget that starting prompts, those among them, may take before the rounds; more of
-            them are judged where no further round fits into it.
+        opening: Share of the budget that starting prompts, those among them, may take before the rounds; more
+            of them are judged where no further round fits into it.
         positions: Words of the prompt, L.
         coordinates: Principal coordinates of the embeddings for each word, k; the search has L k dimensions.
         dimensions: Dimensions of a search over vectors, d.

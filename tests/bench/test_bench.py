@@ -160,6 +160,19 @@ async def test_the_tables_have_every_run(suite: Path, tmp_path: Path) -> None:
     assert not any(row in (out / "results.json").read_text() for row in private if len(row) > 20)
 
 
+async def test_a_plot_has_every_method_at_its_largest_budget(suite: Path, tmp_path: Path) -> None:
+    """A method that was not run as long as another is in the plot all the same."""
+
+    def wanted(cell: Cell) -> bool:
+        return (cell.method, cell.budget) in {("short", 400), ("fedavg-bbt", 700)} and cell.split == "one"
+
+    entries, _ = await run_suite(load_suite(suite), tmp_path / "out", only=wanted)
+    summarise(entries, tmp_path / "out", {})
+    drawn = ElementTree.parse(tmp_path / "out" / "toy-one-loss.svg").getroot()
+    texts = {text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"short", "fedavg-bbt"} <= texts
+
+
 def test_runs_made_elsewhere_are_not_made_again(suite: Path, tmp_path: Path) -> None:
     loaded, there, here = load_suite(suite), tmp_path / "there", tmp_path / "here"
     asyncio.run(run_suite(loaded, there, only=lambda cell: cell.method == "short" and cell.seed == 1))
