@@ -117,6 +117,31 @@ def test_what_one_method_sets_holds_for_no_other(suite: Path) -> None:
     assert kinds == ["bias", "weighted"]
 
 
+def test_a_method_may_ask_another_server(suite: Path) -> None:
+    """So models or servers stand side by side in one table."""
+    servers = """
+[set]
+"backend.base_url" = "http://one"
+
+[methods.elsewhere]
+base = "bias"
+set = { "backend.base_url" = "http://two" }
+
+[[grid]]
+tasks = ["toy"]
+methods = ["elsewhere"]
+budgets = [400]
+seeds = [1]
+"""
+    suite.write_text(SUITE + servers, encoding="utf-8")
+    loaded = load_suite(suite)
+    asked = {
+        method: prepared(loaded, Cell("toy", "one", method, 0, 1))[0].backend.options["base_url"]
+        for method in ("bias", "elsewhere")
+    }
+    assert asked == {"bias": "http://one", "elsewhere": "http://two"}
+
+
 async def test_a_bench_goes_on_where_it_was_stopped_and_pays_for_nothing_twice(
     suite: Path, tmp_path: Path, toys: Toys
 ) -> None:
