@@ -43,7 +43,7 @@ async def search(run: Searching) -> Stop:
     plan, settings = await _plan(run), run.settings.search
     whole = draws is not None and draws.left and _most(run) != 0  # then only whole rounds are begun
     judged = 1 + settings.proposals + (blocks_of(run.assessor) is not None)
-    searched = not whole or _fits(run, plan, run.parties.clients, judged)
+    searched = not whole or _fits(run, plan, _asked(run, 0), judged)
     if searched:
         centre, space = await settle_padding(run.assessor, centre, space)
     run.note(run.begun, centre, None, settings.sigma)
@@ -90,7 +90,7 @@ async def _around(
         if idle == _MOST_IDLE:
             return None if whole else "cap"
         clock = run.meter()
-        asked = sample(run.parties.clients, rules.participation, run.settings.seed, state.round)
+        asked = _asked(run, state.round)
         if whole and not _fits(run, plan, asked, 1 + settings.proposals):
             return None
         together = asked[0]
@@ -135,6 +135,11 @@ async def _plan(run: Searching) -> Plan:
         perturb=settings.perturb,
         vocabulary=(await run.codebook()).tokens if settings.perturb else (),
     )
+
+
+def _asked(run: Searching, number: int) -> list[Party]:
+    """The clients that search in a round."""
+    return sample(run.parties.clients, run.settings.federation.participation, run.settings.seed, number)
 
 
 def _fits(run: Searching, plan: Plan, asked: Sequence[Party], prompts: int) -> bool:

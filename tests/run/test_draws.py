@@ -54,6 +54,16 @@ async def test_no_round_is_begun_whose_prompts_could_not_be_judged(toys: Toys) -
     assert len(merged) == len(searches) > 0
 
 
+async def test_only_those_who_are_asked_have_to_fit(toys: Toys) -> None:
+    """A round of all three clients would not fit; one of a third of them does."""
+    searched = []
+    for share in (1.0, 0.3):
+        events: list[Event] = []
+        await run_toy(make_task(), many(8, 3) | {"federation.participation": share}, events=events)
+        searched.append("merged mean" in origins(events))
+    assert searched == [False, True]
+
+
 async def test_draws_are_the_same_whenever_they_are_made(toys: Toys) -> None:
     """A search in between, or none, changes neither which prompts are drawn nor their order."""
     drawn = []
