@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from fedbpt_api.run.draws import MADE_UP
+from fedbpt_api.run.estimate import estimate
+from fedbpt_api.run.estimate_view import plain_estimate
 from fedbpt_api.run.events import Assessed, Event, RoundDone
 from fedbpt_api.run.replay import replay
 from toy import Toys, make_task
-from toy_runs import Values, run_toy, scored
+from toy_runs import Values, make_settings, run_toy, scored
 
 COST = 60  # examples that judging a prompt takes: three clients with 12 training and 8 development texts each
 LIMIT = 2500
@@ -112,6 +115,43 @@ async def test_rounds_that_find_nothing_new_make_room_for_draws(toys: Toys) -> N
     told = origins(events)
     assert told[-1] == MADE_UP and told.count(MADE_UP) > 10
     assert result.stopped == "cap" and scored(result) < LIMIT - COST
+
+
+async def test_a_search_of_which_no_gain_is_expected_ends_before_its_budget(
+    toys: Toys, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    whole = await run_toy(make_task(), WHOLE, events=events)
+    judged = [event for event in events if isinstance(event, Assessed)]
+    early = await run_toy(make_task(), WHOLE | {"search.min_gain": 5.0}, tmp_path / "run")
+    assert (whole.stopped, early.stopped) == ("budget", "settled")
+    assert 0 < scored(early) < scored(whole) / 2
+    assert early.test is not None and len(early.rounds) == 2  # the starting prompts, and the choice
+    first = [json.loads(line) for line in (tmp_path / "run" / "prompts.jsonl").read_text().splitlines()]
+    assert len([line for line in first if line["origin"] != "ensemble"]) == 8  # the fewest
+    assert [line["prompt"] for line in first[:8]] == [event.prompt for event in judged[:8]]
+    assert (await replay(tmp_path / "run", make_task())).differences == ()
+
+
+@pytest.mark.parametrize("changes", [{"search.choice": "held-out"}, {"search.algorithm": "random"}])
+async def test_an_early_end_is_for_committees_of_the_rounds_alone(toys: Toys, changes: Values) -> None:
+    result = await run_toy(make_task(), WHOLE | {"search.min_gain": 5.0} | changes)
+    assert result.stopped == "budget"
+
+
+async def test_a_search_that_is_expected_to_gain_goes_on(toys: Toys) -> None:
+    whole = await run_toy(make_task(), WHOLE)
+    same = await run_toy(make_task(), WHOLE | {"search.min_gain": 1e-12})
+    assert same.stopped == "budget" and scored(same) == scored(whole)
+
+
+async def test_an_estimate_does_not_count_on_an_early_end(toys: Toys) -> None:
+    task = make_task()
+    early, plain = [
+        await estimate(make_settings(task, WHOLE | {"search.min_gain": least}), task, probes=0)
+        for least in (5.0, 0.0)
+    ]
+    assert plain_estimate(early) == plain_estimate(plain)
 
 
 async def test_an_early_end_comes_after_the_rounds_too(toys: Toys) -> None:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 
 from fedbpt_api.errors import BackendError
 from fedbpt_api.prompts.written import CHOICES
-from fedbpt_api.run.estimate import estimate
-from fedbpt_api.run.estimate_view import plain_estimate
 from fedbpt_api.run.events import Assessed, Event, Noted
-from fedbpt_api.run.replay import replay
 from fedbpt_api.run.result import RunResult
 from fedbpt_api.scoring.backend import Prompt, Usage
 from fedbpt_api.scoring.encode import Encoder
 from toy import LABEL_WORDS, PROMPT, TEMPLATE, ToyBackend, Toys, make_task
-from toy_runs import Values, make_settings, run_toy, scored
+from toy_runs import Values, run_toy
 
 Lists = list[dict[int, float]]
 EXAMPLES: Values = {"search.form": "demonstrations", "search.rounds": 1, "budget": {"scored": 3000}}
@@ -93,50 +88,9 @@ async def test_where_the_model_cannot_write_random_words_take_the_place(
     assert len(words) == 2  # search.positions
 
 
-SETTLED: Values = {
-    "search.form": "auto", "search.choice": "committee", "search.ensemble": 3, "search.opening": 0.75,
-    "search.rounds": None, "budget": {"scored": 2500},
-}  # fmt: skip
-
-
-async def test_a_search_of_which_no_gain_is_expected_ends_before_its_budget(
-    toys: Toys, tmp_path: Path
-) -> None:
-    whole, judged = await run(toys, None, SETTLED)
-    early = await run_toy(make_task(), SETTLED | {"search.min_gain": 5.0}, tmp_path / "run")
-    assert (whole.stopped, early.stopped) == ("budget", "settled")
-    assert 0 < scored(early) < scored(whole) / 2
-    assert early.test is not None and len(early.rounds) == 2  # the starting prompts, and the choice
-    first = [json.loads(line) for line in (tmp_path / "run" / "prompts.jsonl").read_text().splitlines()]
-    assert len([line for line in first if line["origin"] != "ensemble"]) == 8  # the fewest
-    assert [line["prompt"] for line in first[:8]] == [event.prompt for event in judged[:8]]
-    assert (await replay(tmp_path / "run", make_task())).differences == ()
-
-
-@pytest.mark.parametrize("changes", [{"search.choice": "held-out"}, {"search.algorithm": "random"}])
-async def test_an_early_end_is_for_committees_of_the_rounds_alone(toys: Toys, changes: Values) -> None:
-    result, _ = await run(toys, None, SETTLED | {"search.min_gain": 5.0} | changes)
-    assert result.stopped == "budget"
-
-
 async def test_no_more_prompts_with_examples_are_drawn_than_asked_for(toys: Toys) -> None:
     _, judged = await run(toys, None, EXAMPLES | {"search.draws": 3})
     assert 1 <= len(shown(judged)) <= 3
-
-
-async def test_a_search_that_is_expected_to_gain_goes_on(toys: Toys) -> None:
-    whole, _ = await run(toys, None, SETTLED)
-    same, _ = await run(toys, None, SETTLED | {"search.min_gain": 1e-12})
-    assert same.stopped == "budget" and scored(same) == scored(whole)
-
-
-async def test_an_estimate_does_not_count_on_an_early_end(toys: Toys) -> None:
-    task = make_task()
-    early, plain = [
-        await estimate(make_settings(task, SETTLED | {"search.min_gain": least}), task, probes=0)
-        for least in (5.0, 0.0)
-    ]
-    assert plain_estimate(early) == plain_estimate(plain)
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, PROMPT.rstrip(), ""])
