@@ -20,6 +20,7 @@ import typer
 from pool import Places, Pool, nearest
 
 from fedbpt_api.run.assessment import SPREAD
+from fedbpt_api.run.draws import FEWEST
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.search.stopping import expected_gain
 from fedbpt_api.verbalizer.verbalizer import log_sum
@@ -28,7 +29,6 @@ CANDIDATES = (3, 6, 12, 24, 33)
 ORDERS = 10
 HALVES = 4
 BUDGET = 80  # prompts that a run judges
-FIRST = 8
 LIMITS = (0.005, 0.01, 0.015, 0.02, 0.03)  # nats
 
 
@@ -95,7 +95,7 @@ class Split:
     def end(self, order: Places, limit: float) -> int:
         """Prompts that are judged until more of them promise less than `limit` nats."""
         losses = self.losses.mean(axis=1)
-        for k in range(FIRST, len(order)):
+        for k in range(FEWEST, len(order)):
             if expected_gain(losses[order[:k]], len(self.labels), BUDGET - k, SPREAD) < limit:
                 return k
         return len(order)

@@ -27,7 +27,7 @@ MADE_UP = "made-up examples"
 _STRIDE = 240  # between the numbers of draws of which one is taken, for the blocks of a cache
 _WAVE = 32  # of them judged side by side, where parties are behind a network
 _FITTING = 8  # of which one is taken, for the blocks of a cache
-_FEWEST = 8  # prompts that are judged before the search may end for want of gain
+FEWEST = 8  # prompts that are judged before the search may end for want of gain
 _ORDER = 3  # keys the draw of an order
 
 
@@ -143,7 +143,7 @@ def settled(assessor: Assessor) -> bool:
     n, count = max(texts.items(), key=lambda pair: pair[1], default=(0, 0))
     limit, more = parties.budget.limits.scored, search.draws
     left = more if limit is None else (limit - parties.budget.spent.scored) // assessor.cost
-    if count < _FEWEST or left < 1:
+    if count < FEWEST or left < 1:
         return False
     losses = np.array([a.dev_sums.mean_loss for a in judged if a.dev_sums.n == n])
     return expected_gain(losses, n, min(left, more), SPREAD) < search.min_gain
