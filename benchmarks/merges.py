@@ -25,7 +25,7 @@ from fedbpt_api.aggregate.state import Floats, GlobalState
 
 CLIENTS, EACH = 8, 8
 BUDGET = 7680  # scored examples: 120 prompts on all texts
-SPLITS, SEEDS = 40, 3
+SPLITS, SEEDS = 40, 1
 POPSIZE = 6
 IDLE = 10  # rounds that ask for nothing new, after which a play ends
 
