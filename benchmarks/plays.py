@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from table import GARBLED, POSITIONS, Table
 
+from fedbpt_api.prompts.codebook import EMPTY
 from fedbpt_api.scoring.backend import Floats
 from fedbpt_api.scoring.losses import cross_entropy, errors, hinge
 from fedbpt_api.verbalizer import Verbalizer, fit
 
 OWN = 32  # texts that are searched on
 BUDGET = 1920  # scored examples: 60 of the 441 prompts
-EMPTY = 1.0  # radius of "no word", as in prompts/codebook.py
 Places = npt.NDArray[np.intp]
 Pair = tuple[int, int]
 """A prompt: the words of its positions, 0 for none."""
@@ -37,13 +37,11 @@ class Play:
     paid: dict[Pair, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, table: Table, split: int, budget: int = BUDGET) -> Play:
+    def of(cls, table: Table, split: int) -> Play:
         """On 16 texts of each label of those that stand garbled in the table too."""
         rng = np.random.default_rng((3, split))
         early = [np.flatnonzero(table.labels[:GARBLED] == label) for label in (0, 1)]
-        return cls(
-            table, np.sort(np.concatenate([rng.permutation(some)[: OWN // 2] for some in early])), budget
-        )
+        return cls(table, np.sort(np.concatenate([rng.permutation(some)[: OWN // 2] for some in early])))
 
     def rows(self, prompt: Pair, places: Places, *, garbled: bool = False) -> Floats:
         """Label log-probabilities [n, 2] of texts.

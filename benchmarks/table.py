@@ -22,7 +22,7 @@ import typer
 from pool import HERE, development, on
 
 from fedbpt_api.bench.grid import Cell, prepared
-from fedbpt_api.prompts.codebook import from_table
+from fedbpt_api.prompts.codebook import EMPTY, from_table
 from fedbpt_api.run.opening import open_parties
 from fedbpt_api.scoring.backend import Floats, Prompt
 from fedbpt_api.scoring.budget import Budget
@@ -64,7 +64,9 @@ async def _score(out: Path, url: str, size: int) -> None:
     codebook = from_table(embedded, COORDINATES, url)
     apart = embedded.embeddings[list(codebook.tokens)].astype(np.float64)
     variances = np.linalg.eigvalsh(np.cov(apart.T))[::-1][:COORDINATES]
-    rows = rng.permutation(np.flatnonzero(np.linalg.norm(codebook.coordinates[:, :4], axis=1) >= 1))[:size]
+    rows = rng.permutation(np.flatnonzero(np.linalg.norm(codebook.coordinates[:, :4], axis=1) >= EMPTY))[
+        :size
+    ]
     texts = await Encoder(backend, task.template, task.label_words).labelled(
         development(suite, "sst2", task.label_words.labels, TEXTS), "dev"
     )

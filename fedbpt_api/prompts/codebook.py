@@ -27,7 +27,7 @@ from fedbpt_api.scoring.backend import Backend, Floats, TokenTable
 
 _CLEAN = re.compile(r" [A-Za-z]?[a-z]{2,}")
 _WORDS = 6000  # the most frequent ones: a BPE vocabulary is ordered by frequency of merging
-_EMPTY = 1.0  # radius of the ball that means "no word", in standard deviations
+EMPTY = 1.0  # radius of the ball that means "no word", in standard deviations
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +190,7 @@ class CodebookSpace:
     def words(self, z: Floats) -> list[Ids]:
         """For each position the token id of its word, or nothing."""
         points = self.anchors + np.asarray(z, dtype=np.float64).reshape(self.anchors.shape)
-        filled = np.linalg.norm(points, axis=1) >= _EMPTY
+        filled = np.linalg.norm(points, axis=1) >= EMPTY
         _, nearest = self.codebook.tree.query(points)
         return [(self.codebook.tokens[int(i)],) if f else () for i, f in zip(nearest, filled, strict=True)]
 
@@ -253,7 +253,7 @@ def framed(prompt: str) -> str:
 def drawn_texts(codebook: Codebook, labels: int, length: int, seed: int) -> list[Ids]:
     """For each label `length` different random words."""
     rng = np.random.default_rng((seed, labels, length))
-    words = np.flatnonzero(np.linalg.norm(codebook.coordinates, axis=1) >= _EMPTY)
+    words = np.flatnonzero(np.linalg.norm(codebook.coordinates, axis=1) >= EMPTY)
     chosen = rng.choice(words, labels * length, replace=labels * length > len(words))
     return [tuple(codebook.tokens[i] for i in row) for row in chosen.reshape(labels, length)]
 
@@ -263,7 +263,7 @@ async def _whole_words(backend: Backend, codebook: Codebook, text: Ids) -> list[
     found: list[int] = []
     for at, token in enumerate(text):
         place = codebook.places.get(token)
-        if place is None or np.linalg.norm(codebook.coordinates[place]) < _EMPTY:
+        if place is None or np.linalg.norm(codebook.coordinates[place]) < EMPTY:
             continue
         after = (await backend.detokenize(text[at + 1 : at + 2]))[:1] if at + 1 < len(text) else ""
         if not after.isalnum() and after not in ("'", "\u2019"):
